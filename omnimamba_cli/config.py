@@ -1,0 +1,353 @@
+"""Sizes and settings: frozen dataclasses, presets, JSON round trip. Builds nothing, reads nothing.
+
+A leaf but for errors. Derived sizes are properties; unknown keys are refused by name.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeVar
+
+from omnimamba_cli.errors import ConfigError
+
+Task = Literal["mmu", "t2i"]
+TASKS: tuple[Task, ...] = ("mmu", "t2i")
+T = TypeVar("T")
+
+SPECIAL_TOKENS = ("[PAD]", "soi", "eoi", "sot", "eot", "t2i", "mmu", "soc", "eoc", "lvg")
+
+
+def _convert(value: Any, kind: Any, path: str) -> Any:  # Any: JSON on one side, type hints on the other
+    """One JSON value as the annotated type, recursing into dataclasses, tuples and optionals."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return from_dict(kind, value, path)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        inner = [a for a in typing.get_args(kind) if a is not type(None)]
+        return _convert(value, inner[0], path)
+    if origin is tuple:
+        return tuple(_convert(v, typing.get_args(kind)[0], f"{path}[{i}]") for i, v in enumerate(value))
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise ConfigError(f"{path} is {value!r}; it can be one of {', '.join(map(repr, typing.get_args(kind)))}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (int, float, str, bool) and type(value) is not kind:
+        raise ConfigError(f"{path} is {value!r}; it must be of type {kind.__name__}")
+    return value
+
+
+def from_dict(cls: type[T], data: dict[str, Any], path: str = "") -> T:
+    """A config dataclass from plain JSON data.
+
+    Raises ConfigError for an unknown key (naming the nearest known one), a missing key or a wrong type.
+    """
+    name = path or cls.__name__
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name} is {data!r}; it must be an object with named fields")
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            raise ConfigError(f"{name} has no field {key!r}", hint=f"did you mean {near[0]!r}?" if near else None)
+    values = {k: _convert(v, hints[k], f"{path}.{k}" if path else k) for k, v in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+class _JSON:
+    """Round trip to plain data for the dataclasses below."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, numbers and strings; `from_dict` gives an equal object."""
+        data = dataclasses.asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+        return typing.cast(dict[str, Any], _plain(data))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """See the module's from_dict."""
+        return from_dict(cls, data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Config(_JSON):
+    """The backbone, in the words of Dao & Gu 2024 (arXiv:2405.21060)."""
+
+    d_model: int = 2048
+    n_layer: int = 48
+    d_state: int = 128
+    d_conv: int = 4  # taps
+    expand: int = 2
+    headdim: int = 64
+    ngroups: int = 1
+    chunk_size: int = 256  # tokens a chunk of the scan; changes speed, not results
+    norm_eps: float = 1e-5
+    lora_rank: int = 8  # 0: no task LoRA
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.05  # while training only
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.d_inner % self.headdim:
+            raise ConfigError(f"headdim {self.headdim} does not divide d_inner {self.d_inner} (expand * d_model)")
+        if self.nheads % self.ngroups:
+            raise ConfigError(f"ngroups {self.ngroups} does not divide the {self.nheads} heads")
+
+    @property
+    def d_inner(self) -> int:
+        """Inner width e."""
+        return self.expand * self.d_model
+
+    @property
+    def nheads(self) -> int:
+        """Heads h."""
+        return self.d_inner // self.headdim
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the causal convolution: x, B and C."""
+        return self.d_inner + 2 * self.ngroups * self.d_state
+
+    @property
+    def d_in_proj(self) -> int:
+        """Rows of in_proj: z, x, B, C, dt."""
+        return self.d_inner + self.conv_dim + self.nheads
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(_JSON):
+    """The text vocabulary: a tokenizer's ids, then ten special tokens, padded for the matrix units."""
+
+    base_vocab_size: int = 50_277  # ids of tokenizer.json alone
+    eos_id: int = 0  # <|endoftext|>
+    pad_multiple: int = 16
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the text embedding and of its tied head."""
+        used = self.base_vocab_size + len(SPECIAL_TOKENS)
+        return -(-used // self.pad_multiple) * self.pad_multiple
+
+    def special(self, name: str) -> int:
+        """Id of a special token such as "soi"."""
+        return self.base_vocab_size + SPECIAL_TOKENS.index(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig(_JSON):
+    """One frozen image encoder, built by timm."""
+
+    name: str  # timm model name
+    width: int  # features a patch
+    patches: int  # patches an image
+    image_size: int  # pixels a side; pictures are squashed to it
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    layer: int = -2  # block (ViT) or stage (convolutional) whose output is read; later ones are dropped
+    options: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQConfig(_JSON):
+    """The image tokenizer (LlamaGen's VQ, arXiv:2406.06525)."""
+
+    image_size: int = 256  # pixels a side
+    codebook_size: int = 16_384  # entries
+    code_dim: int = 8
+    z_channels: int = 256
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if any(self.ch * m % self.norm_groups for m in self.ch_mult):
+            raise ConfigError(f"vq.norm_groups {self.norm_groups} does not divide every width ({self.ch} * ch_mult)")
+        if self.image_size % self.downsample:
+            raise ConfigError(f"vq.image_size {self.image_size} is no multiple of {self.downsample} (2^(levels - 1))")
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a code's side."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def grid(self) -> int:
+        """Codes a side."""
+        return self.image_size // self.downsample
+
+    @property
+    def codes(self) -> int:
+        """Codes an image."""
+        return self.grid**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(_JSON):
+    """How the next token is drawn. Greedy when temperature is 0."""
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # 0: off; share of the likeliest token's probability
+    repetition_penalty: float = 1.0  # 1: off
+    max_new_tokens: int = 256  # text only
+    guidance: float = 1.0  # pictures only; 1: off
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0.0, 100.0)
+        _check_range("top_k", self.top_k, 0, 1 << 31)
+        _check_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _check_range("max_new_tokens", self.max_new_tokens, 1, 1 << 31)
+        _check_range("guidance", self.guidance, 0.0, 1000.0)
+
+
+def _check_range(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
+    # "not ... <= ..." also refuses NaN
+    if not (low <= value <= high) or (open_low and value == low):
+        raise ConfigError(f"{name} is {value}; it must be {'above' if open_low else 'from'} {low:g} and up to {high:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_JSON):
+    """Everything a model directory's config.json says."""
+
+    name: str
+    backbone: Mamba2Config = field(default_factory=Mamba2Config)
+    text: TextConfig = field(default_factory=TextConfig)
+    vq: VQConfig = field(default_factory=VQConfig)
+    towers: tuple[TowerConfig, ...] = ()
+    caption_tokens: int = 68  # ids of a prompt to draw, left-padded
+    t2i_positions: int = 329  # rows of the learned table
+    mmu_positions: int = 1_500
+    max_text_tokens: int = 449  # ids of a training conversation
+    image_mlp_mult: int = 4  # hidden width of the image codes' MLP, in d_model
+    projector_mult: int = 4  # hidden width of the projector, in vision width
+    prompt: str = "USER: {question} ASSISTANT:"  # of the released inference script
+    default_question: str = "Please describe this image in detail."
+    caption_dropout: float = 0.0  # share of captions left out in training; above 0, guidance works
+    caption_sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    image_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=1.0, top_k=0))
+    format: int = 1  # of this file
+
+    def __post_init__(self) -> None:
+        if self.format != 1:
+            raise ConfigError(
+                f"config.json has format {self.format}; this program reads format 1",
+                hint="pip install --upgrade omnimamba-cli",
+            )
+        if "{question}" not in self.prompt:
+            raise ConfigError(f"prompt is {self.prompt!r}; it must contain {{question}}")
+        if len({(t.image_size, t.patches) for t in self.towers}) > 1:
+            raise ConfigError("the towers differ in image_size or patches; their features are joined patch by patch")
+        if self.t2i_length > self.t2i_positions:
+            raise ConfigError(f"t2i_positions {self.t2i_positions} is less than the {self.t2i_length} of one drawing")
+
+    @property
+    def vision_dim(self) -> int:
+        """Features a patch, all towers together."""
+        return sum(t.width for t in self.towers)
+
+    @property
+    def patches(self) -> int:
+        """Patches an image; every tower has the same number."""
+        return self.towers[0].patches if self.towers else 0
+
+    @property
+    def vision_image_size(self) -> int:
+        """Pixels a side of what the towers see."""
+        return self.towers[0].image_size if self.towers else 0
+
+    @property
+    def t2i_prefix(self) -> int:
+        """Tokens before the first code: [t2i][sot]{caption}[eot][soi]."""
+        return self.caption_tokens + 4
+
+    @property
+    def t2i_length(self) -> int:
+        """Tokens of a drawing, its closing eoi included."""
+        return self.t2i_prefix + self.vq.codes + 1
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+DINOV2 = TowerConfig(
+    name="vit_large_patch14_reg4_dinov2",
+    width=1024,
+    patches=729,
+    image_size=384,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+)
+SIGLIP = TowerConfig(
+    name="vit_so400m_patch14_siglip_384",
+    width=1152,
+    patches=729,
+    image_size=384,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+
+NANO_TOWER = TowerConfig(
+    name="convnext_atto",
+    width=256,
+    patches=64,
+    image_size=128,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    layer=-2,
+    options={"dims": [64, 128, 256, 320], "depths": [2, 2, 6, 1]},
+)
+
+PRESETS: dict[str, ModelConfig] = {
+    "1.3b": ModelConfig(name="omnimamba-1.3b", towers=(DINOV2, SIGLIP)),
+    "370m": ModelConfig(name="omnimamba-370m", backbone=Mamba2Config(d_model=1024), towers=(DINOV2, SIGLIP)),
+    "nano": ModelConfig(
+        name="nano",
+        backbone=Mamba2Config(d_model=384, n_layer=12, d_state=64, chunk_size=64, lora_dropout=0.0),
+        text=TextConfig(base_vocab_size=2048),
+        vq=VQConfig(image_size=128, codebook_size=2048, z_channels=128, ch=32, ch_mult=(1, 2, 2, 4), num_res_blocks=1, norm_groups=8),
+        towers=(NANO_TOWER,),
+        caption_tokens=28,
+        t2i_positions=289,
+        mmu_positions=512,
+        max_text_tokens=160,
+        image_mlp_mult=2,
+        projector_mult=2,
+        prompt="In: {question}\nOut:",
+        default_question="what is here?",
+        caption_dropout=0.1,
+        caption_sampling=SamplingConfig(max_new_tokens=64),
+        image_sampling=SamplingConfig(temperature=1.0, top_k=0, guidance=3.0),
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """A named size: "nano", "370m" or "1.3b". Raises ConfigError naming the nearest."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        raise ConfigError(
+            f"there is no preset {name!r}; presets are {', '.join(PRESETS)}",
+            hint=f"did you mean {near[0]!r}?" if near else None,
+        )
+    return PRESETS[name]

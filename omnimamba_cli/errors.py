@@ -1,0 +1,69 @@
+"""Every error a user can cause or meet, with its exit code and the next command to type.
+
+A leaf: imports nothing of the package.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line; listed in `omnimamba --help` and README."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    INPUT = 3
+    MODEL = 4
+    DEVICE = 5
+    SOME_FAILED = 6
+    INTERRUPTED = 130
+    CLOSED_PIPE = 141
+
+
+class OmniMambaError(Exception):
+    """What happened (with the value) and why; `hint` is what to do next, often a command."""
+
+    exit_code = ExitCode.BUG
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(OmniMambaError):
+    """Options that contradict each other, or a value out of its range."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(UsageError):
+    """A configuration with an unknown key or an impossible value."""
+
+
+class InputError(OmniMambaError):
+    """A file, picture or prompt that cannot be read or written."""
+
+    exit_code = ExitCode.INPUT
+
+
+class DataError(InputError):
+    """Training or evaluation data that is malformed; names the sample."""
+
+
+class CheckpointError(OmniMambaError):
+    """A model that is missing, incomplete or of another shape than its configuration."""
+
+    exit_code = ExitCode.MODEL
+
+
+class DownloadError(OmniMambaError):
+    """A file that could not be fetched from the Hub."""
+
+    exit_code = ExitCode.MODEL
+
+
+class DeviceError(OmniMambaError):
+    """A device, dtype or kernel that is not to be had here, or memory that ran out."""
+
+    exit_code = ExitCode.DEVICE
