@@ -1,0 +1,115 @@
+"""The truth every faster backend is held to: plain PyTorch, any device, any length, differentiable.
+
+Held itself to a float64 step-by-step recurrence by tests/ops. Works in float32, or in float64 for float64 input.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype sums are kept in: float32, float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    """x (... c) over its root mean square, times weight (c).
+
+    Computed in float32 (float64 for float64) and returned in `dtype`, or in that.
+    """
+    wide = _wide(x)
+    return F.rms_norm(x.to(wide), (x.shape[-1],), weight.to(wide), eps).to(dtype or wide)
+
+
+def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """norm(y * silu(z)) for y, z (... e), weight (e): the gate comes before the norm. In y's dtype."""
+    wide = _wide(y)
+    return rms_norm(y.to(wide) * F.silu(z.to(wide)), weight, eps).to(y.dtype)
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution over time, then SiLU.
+
+    x (b l c); weight (c k), its last tap is the present; bias (c); history (b k-1 c), the inputs before x, zeros
+    if absent. Returns y (b l c) in x's dtype and the new history (b k-1 c).
+    """
+    b, l, c = x.shape
+    k = weight.shape[1]
+    if history is None:
+        history = x.new_zeros(b, k - 1, c)
+    window = torch.cat([history.to(x.dtype), x], dim=1)  # (b k-1+l c)
+    wide = _wide(x)
+    taps = weight.to(wide).unbind(1)
+    y = bias.to(wide)
+    for i, tap in enumerate(taps):
+        y = y + window[:, i : i + l].to(wide) * tap
+    return F.silu(y).to(x.dtype), window[:, l:]
+
+
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    *,
+    chunk_size: int,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The state-space dual form over a whole sequence, chunk by chunk, in memory linear in the chunk.
+
+    x (b l h p); dt (b l h) > 0; A (h) < 0; B, C (b l g n); D (h); state (b h p n), zeros if absent.
+    Returns y (b l h p) in x's dtype and the last state (b h p n) in float32 (float64 for float64).
+    h(t) = exp(dt A) h(t-1) + dt B x, y = C h + D x; within a chunk the same as masked attention.
+    Source: Dao & Gu 2024, arXiv:2405.21060, sections 3 and 6.
+    """
+    b, l, h, p = x.shape
+    g, n = B.shape[2:]
+    r = h // g  # heads a group
+    wide = _wide(x)
+    if state is None:
+        state = x.new_zeros(b, h, p, n, dtype=wide)
+    state = state.to(wide).view(b, g, r, p, n)
+    A = A.to(wide)
+    outputs = []
+    for start in range(0, l, chunk_size):
+        part = slice(start, min(start + chunk_size, l))
+        step = dt[:, part].to(wide)  # (b q h)
+        xs = (x[:, part].to(wide) * step[..., None]).unflatten(2, (g, r))  # (b q g r p)
+        Bs, Cs = B[:, part].to(wide), C[:, part].to(wide)  # (b q g n)
+        log_decay = (step * A).cumsum(1).unflatten(2, (g, r)).movedim(1, -1)  # (b g r q), from the chunk's start
+
+        # what each position of the chunk gets from the ones up to it
+        q = step.shape[1]
+        causal = torch.ones(q, q, dtype=torch.bool, device=x.device).tril()
+        # masked before exp: above the diagonal it would overflow, and inf * 0 is NaN
+        between = (log_decay[..., :, None] - log_decay[..., None, :]).masked_fill(~causal, -torch.inf).exp()
+        scores = torch.einsum("bign,bjgn->bgij", Cs, Bs)[:, :, None] * between  # (b g r q q)
+        y = torch.einsum("bgrij,bjgrp->bigrp", scores, xs)  # (b q g r p)
+
+        # what the chunk gets from everything before it, and what it leaves behind
+        y = y + torch.einsum("bign,bgrpn,bgri->bigrp", Cs, state, log_decay.exp())
+        to_end = (log_decay[..., -1:] - log_decay).exp()  # (b g r q)
+        state = state * log_decay[..., -1, None, None].exp() + torch.einsum("bjgn,bgrj,bjgrp->bgrpn", Bs, to_end, xs)
+        outputs.append(y.flatten(2, 3))
+    y = torch.cat(outputs, dim=1) + x.to(wide) * D.to(wide)[:, None]
+    return y.to(x.dtype), state.view(b, h, p, n)
+
+
+def ssd_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """One decoding step of the state-space dual form.
+
+    state (b h p n) float32, updated in place; x (b h p); dt (b h) > 0; A (h) < 0; B, C (b g n); D (h).
+    Returns y (b h p) in x's dtype. Source: Dao & Gu 2024, arXiv:2405.21060, recurrent form.
+    """
+    wide = state.dtype
+    r = x.shape[1] // B.shape[1]
+    xs, step = x.to(wide), dt.to(wide)
+    Bs = B.to(wide).repeat_interleave(r, 1) if r > 1 and B.shape[1] > 1 else B.to(wide)  # (b h n) or (b 1 n)
+    Cs = C.to(wide).repeat_interleave(r, 1) if r > 1 and C.shape[1] > 1 else C.to(wide)
+    state.mul_((step * A.to(wide)).exp()[..., None, None])
+    state.addcmul_((xs * step[..., None])[..., None], Bs[:, :, None, :])
+    y = torch.einsum("bhpn,bhn->bhp", state, Cs.expand(-1, x.shape[1], -1))
+    return (y + xs * D.to(wide)[:, None]).to(x.dtype)

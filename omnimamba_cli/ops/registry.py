@@ -1,0 +1,156 @@
+"""Chooses a backend per call, by device, dtype and what is installed, and can say why.
+
+OMNIMAMBA_KERNELS=torch forces plain PyTorch, =triton or =mamba-ssm insists on those; unset or auto picks the fastest
+that does not refuse.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from omnimamba_cli.errors import DeviceError
+from omnimamba_cli.ops import mamba_ssm, reference
+
+ENVIRONMENT = "OMNIMAMBA_KERNELS"
+BACKENDS = ("auto", "torch", "triton", "mamba-ssm")
+LARGEST_STATE = 64 * 256  # p * n whose tiles fit the registers of one program
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """One operation on one device: a backend, whether it is used, and the reason."""
+
+    op: str
+    backend: str
+    chosen: bool
+    reason: str
+
+
+def requested() -> str:
+    """What the environment asks for. Raises DeviceError for a word that is none of BACKENDS."""
+    name = os.environ.get(ENVIRONMENT, "auto") or "auto"
+    if name not in BACKENDS:
+        raise DeviceError(
+            f"{ENVIRONMENT}={name} names no kernels", hint=f"set {ENVIRONMENT} to one of {', '.join(BACKENDS)}"
+        )
+    return name
+
+
+@functools.cache
+def _triton() -> tuple[ModuleType | None, ModuleType | None, str]:
+    """Our Triton kernels (the scan, what stands around it) and why they cannot be had."""
+    try:
+        from omnimamba_cli.ops import triton_fused, triton_scan
+    except ImportError as error:
+        return None, None, f"Triton cannot be imported ({error})"
+    return triton_scan, triton_fused, ""
+
+
+def _triton_refusal(x: Tensor) -> str | None:
+    """Why our Triton kernels cannot run on x; None when they can."""
+    if not x.is_cuda:
+        return f"needs a CUDA device, the tensors are on {x.device.type}"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"does not know dtype {x.dtype}"
+    return _triton()[2] or None
+
+
+def _scan_refusal(x: Tensor, d_state: int) -> str | None:
+    """Why our Triton scan cannot run on x (b l h p) with states of d_state."""
+    if x.shape[-1] * d_state > LARGEST_STATE:
+        return f"a head of {x.shape[-1]} x {d_state} is larger than the {LARGEST_STATE} values a program holds"
+    return _triton_refusal(x)
+
+
+def _scan_backends(x: Tensor, d_state: int) -> list[tuple[str, str | None]]:
+    """Backends of the scan from the fastest, each with its refusal."""
+    return [("triton", _scan_refusal(x, d_state)), ("mamba-ssm", mamba_ssm.refusal(x)), ("torch", None)]
+
+
+def _pick(backends: list[tuple[str, str | None]]) -> str:
+    name = requested()
+    for backend, refusal in backends:
+        if name in ("auto", backend):
+            if refusal is None:
+                return backend
+            if name == backend:
+                raise DeviceError(f"{ENVIRONMENT}={name}, but it {refusal}", hint=f"unset {ENVIRONMENT}")
+    return "torch"
+
+
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    *,
+    chunk_size: int,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See reference.ssd_scan; runs on the best backend for x."""
+    backend = _pick(_scan_backends(x, B.shape[-1])) if x.is_cuda or requested() != "auto" else "torch"
+    if backend == "triton":
+        module, _, _ = _triton()
+        assert module is not None  # refused otherwise
+        scan: Callable[..., tuple[Tensor, Tensor]] = module.ssd_scan
+        return scan(x, dt, A, B, C, D, state=state)
+    if backend == "mamba-ssm":
+        return mamba_ssm.ssd_scan(x, dt, A, B, C, D, chunk_size=chunk_size, state=state)
+    return reference.ssd_scan(x, dt, A, B, C, D, chunk_size=chunk_size, state=state)
+
+
+def _fused(x: Tensor) -> ModuleType:
+    """The module whose convolution and norms run on x."""
+    if not x.is_cuda or requested() == "torch" or _triton_refusal(x) is not None:
+        return reference
+    module = _triton()[1]
+    assert module is not None  # refused otherwise
+    return module
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """See reference.causal_conv."""
+    k = weight.shape[1]
+    module = _fused(x) if k & (k - 1) == 0 else reference
+    return module.causal_conv(x, weight, bias, history)  # type: ignore[no-any-return]  # one contract, two modules
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    """See reference.rms_norm."""
+    return _fused(x).rms_norm(x, weight, eps, dtype)  # type: ignore[no-any-return]
+
+
+def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See reference.gated_rms_norm."""
+    return _fused(y).gated_rms_norm(y, z, weight, eps)  # type: ignore[no-any-return]
+
+
+def report(device: torch.device) -> list[KernelChoice]:
+    """Every operation's backends on a device, the chosen one marked, each with its reason."""
+    backends = _scan_backends(torch.empty(1, 1, 1, 64, device=device), 128)
+    chosen = _pick(backends)
+    notes = {
+        "triton": "one fused kernel, forward and backward",
+        "mamba-ssm": "that package's Triton kernels",
+        "torch": "works everywhere",
+    }
+    rows = []
+    for backend, refusal in backends:
+        reason = refusal or notes[backend]
+        if refusal is None and backend != chosen:
+            reason += f"; {ENVIRONMENT}={requested()}" if requested() != "auto" else f"; {chosen} is faster here"
+        rows.append(KernelChoice("ssd_scan", backend, backend == chosen, reason))
+    probe = torch.empty(0, device=device)
+    fused = _fused(probe) is not reference
+    for op in ("causal_conv", "rms_norm", "gated_rms_norm"):
+        why = _triton_refusal(probe) or ("one pass over memory" if fused else f"{ENVIRONMENT}={requested()}")
+        rows.append(KernelChoice(op, "triton", fused, why))
+        rows.append(KernelChoice(op, "torch", not fused, "triton is faster here" if fused else "works everywhere"))
+    return [*rows, KernelChoice("ssd_step", "torch", True, "the only one so far")]

@@ -1,0 +1,227 @@
+"""What stands around the scan as fused Triton kernels, forward and backward: causal convolution, (gated) RMS norm.
+
+Each reads its inputs once and writes its outputs once. Held to ops/reference.py by tests/ops.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS, COLUMNS = 32, 64  # a convolution's tile: time, channels
+
+
+@triton.jit
+def _tap(x_ptr, history_ptr, rows, cs, l, c, sxl, k: tl.constexpr, has_history: tl.constexpr):
+    """Inputs at times `rows` (ROWS COLUMNS) in float32; before time 0 they come from the history, or are zero."""
+    here = (cs < c)[None]
+    x = tl.load(x_ptr + rows[:, None] * sxl + cs[None], mask=((rows >= 0) & (rows < l))[:, None] & here, other=0.0)
+    x = x.to(tl.float32)
+    if has_history:
+        old = ((rows < 0) & (rows > -k))[:, None] & here
+        x += tl.load(history_ptr + (rows + k - 1)[:, None] * c + cs[None], mask=old, other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _conv_forward(x_ptr, w_ptr, bias_ptr, history_ptr, y_ptr, l, c, sxb, sxl, has_history: tl.constexpr,
+                  k: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    rows = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    x_ptr += row * sxb
+    history_ptr += row * (k - 1) * c
+    y = tl.zeros((ROWS, COLUMNS), tl.float32) + tl.load(bias_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)[None]
+    for i in tl.static_range(k):
+        w = tl.load(w_ptr + cs * k + i, mask=cs < c, other=0.0).to(tl.float32)
+        y += _tap(x_ptr, history_ptr, rows - (k - 1) + i, cs, l, c, sxl, k, has_history) * w[None]
+    y = y * tl.sigmoid(y)
+    tl.store(y_ptr + (row * l + rows)[:, None] * c + cs[None], y, mask=(rows < l)[:, None] & (cs < c)[None])
+
+
+@triton.jit
+def _conv_backward(x_ptr, w_ptr, bias_ptr, history_ptr, dy_ptr, dx_ptr, dw_ptr, dbias_ptr, dhistory_ptr, l, c,
+                   sxb, sxl, syb, syl, has_history: tl.constexpr, k: tl.constexpr, ROWS: tl.constexpr,
+                   COLUMNS: tl.constexpr):  # fmt: skip
+    """One program a row of the batch and a block of channels; it walks through time and keeps the weights' sums."""
+    row = tl.program_id(0).to(tl.int64)
+    cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    here = (cs < c)[None]
+    x_ptr += row * sxb
+    dy_ptr += row * syb
+    history_ptr += row * (k - 1) * c
+    bias = tl.load(bias_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
+    taps = tl.arange(0, k)
+    w_all = tl.load(w_ptr + cs[:, None] * k + taps[None], mask=(cs < c)[:, None], other=0.0).to(tl.float32)  # (C k)
+    dw = tl.zeros((COLUMNS, k), tl.float32)
+    dbias = tl.zeros((COLUMNS,), tl.float32)
+    first = 0
+    if has_history:
+        first = -ROWS  # one tile before time 0, for the history's gradient
+    for start in range(first, l, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        dx = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for s in tl.static_range(k):
+            at = rows + s  # the outputs that read input `rows` through tap k-1-s
+            pre = tl.zeros((ROWS, COLUMNS), tl.float32) + bias[None]
+            for i in tl.static_range(k):
+                w = tl.sum(tl.where(taps[None] == i, w_all, 0.0), 1)
+                pre += _tap(x_ptr, history_ptr, at - (k - 1) + i, cs, l, c, sxl, k, has_history) * w[None]
+            gate = tl.sigmoid(pre)
+            valid = ((at >= 0) & (at < l))[:, None] & here
+            dy = tl.load(dy_ptr + at[:, None] * syl + cs[None], mask=valid, other=0.0).to(tl.float32)
+            dpre = dy * gate * (1 + pre * (1 - gate))
+            dx += dpre * tl.sum(tl.where(taps[None] == k - 1 - s, w_all, 0.0), 1)[None]
+            if s == 0:
+                dbias += tl.sum(dpre, 0)
+                for i in tl.static_range(k):
+                    seen = _tap(x_ptr, history_ptr, at - (k - 1) + i, cs, l, c, sxl, k, has_history)
+                    dw += tl.where(taps[None] == i, tl.sum(dpre * seen, 0)[:, None], 0.0)
+        inside = ((rows >= 0) & (rows < l))[:, None] & here
+        tl.store(dx_ptr + (row * l + rows)[:, None] * c + cs[None], dx, mask=inside)
+        if has_history:
+            old = ((rows < 0) & (rows >= 1 - k))[:, None] & here
+            tl.store(dhistory_ptr + (row * (k - 1) + rows + k - 1)[:, None] * c + cs[None], dx, mask=old)
+    tl.store(dw_ptr + (row * c + cs)[:, None] * k + taps[None], dw, mask=(cs < c)[:, None])
+    tl.store(dbias_ptr + row * c + cs, dbias, mask=cs < c)
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, history):  # type: ignore[no-untyped-def]  # torch's own signature
+        b, l, c = x.shape
+        k = weight.shape[1]
+        y = torch.empty(b, l, c, dtype=x.dtype, device=x.device)
+        old = x if history is None else history
+        _conv_forward[(b, triton.cdiv(c, COLUMNS), triton.cdiv(l, ROWS))](
+            x, weight, bias, old, y, l, c, x.stride(0), x.stride(1),
+            has_history=history is not None, k=k, ROWS=ROWS, COLUMNS=COLUMNS,
+        )  # fmt: skip
+        ctx.save_for_backward(x, weight, bias, history)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        x, weight, bias, history = ctx.saved_tensors
+        b, l, c = x.shape
+        k = weight.shape[1]
+        dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+        dx = torch.empty(b, l, c, dtype=x.dtype, device=x.device)
+        dw, dbias = x.new_empty(b, c, k, dtype=torch.float32), x.new_empty(b, c, dtype=torch.float32)
+        dhistory = None if history is None else torch.empty_like(history)
+        _conv_backward[(b, triton.cdiv(c, COLUMNS))](
+            x, weight, bias, x if history is None else history, dy, dx, dw, dbias,
+            dx if dhistory is None else dhistory, l, c, x.stride(0), x.stride(1), dy.stride(0), dy.stride(1),
+            has_history=history is not None, k=k, ROWS=ROWS, COLUMNS=COLUMNS,
+        )  # fmt: skip
+        return dx, dw.sum(0).to(weight.dtype), dbias.sum(0).to(bias.dtype), dhistory
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Same contract as reference.causal_conv; k must be a power of two."""
+    b, l, c = x.shape
+    k = weight.shape[1]
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    old = None if history is None else history.to(x.dtype).contiguous()
+    y = _Conv.apply(x, weight.contiguous(), bias, old)
+    if l >= k - 1:
+        return y, x[:, l - (k - 1) :]
+    before = x.new_zeros(b, k - 1, c) if old is None else old
+    return y, torch.cat([before, x], dim=1)[:, l:]
+
+
+@triton.jit
+def _norm_forward(x_ptr, z_ptr, w_ptr, out_ptr, rstd_ptr, c, sx, sz, eps, gated: tl.constexpr, C: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cs = tl.arange(0, C)
+    x = tl.load(x_ptr + row * sx + cs, mask=cs < c, other=0.0).to(tl.float32)
+    if gated:
+        z = tl.load(z_ptr + row * sz + cs, mask=cs < c, other=0.0).to(tl.float32)
+        x = x * z * tl.sigmoid(z)
+    rstd = 1 / tl.sqrt(tl.sum(x * x, 0) / c + eps)
+    w = tl.load(w_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * c + cs, x * rstd * w, mask=cs < c)
+    tl.store(rstd_ptr + row, rstd)
+
+
+@triton.jit
+def _norm_backward(x_ptr, z_ptr, w_ptr, rstd_ptr, dout_ptr, dx_ptr, dz_ptr, dw_ptr, rows, turns, c, sx, sz, sd,
+                   gated: tl.constexpr, C: tl.constexpr):  # fmt: skip
+    """Each program takes every num_programs-th row and keeps the weight's sum."""
+    cs = tl.arange(0, C)
+    w = tl.load(w_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
+    dw = tl.zeros((C,), tl.float32)
+    first = tl.program_id(0).to(tl.int64)
+    for turn in range(0, turns):
+        row = first + turn * tl.num_programs(0)
+        here = (cs < c) & (row < rows)
+        x = tl.load(x_ptr + row * sx + cs, mask=here, other=0.0).to(tl.float32)
+        dout = tl.load(dout_ptr + row * sd + cs, mask=here, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
+        if gated:
+            z = tl.load(z_ptr + row * sz + cs, mask=here, other=0.0).to(tl.float32)
+            open_ = tl.sigmoid(z)
+            g = x * z * open_
+        else:
+            g = x
+        hat = g * rstd
+        dw += dout * hat
+        dhat = dout * w
+        dg = rstd * (dhat - hat * (tl.sum(dhat * hat, 0) / c))
+        if gated:
+            tl.store(dx_ptr + row * c + cs, dg * z * open_, mask=here)
+            tl.store(dz_ptr + row * c + cs, dg * x * open_ * (1 + z * (1 - open_)), mask=here)
+        else:
+            tl.store(dx_ptr + row * c + cs, dg, mask=here)
+    tl.store(dw_ptr + tl.program_id(0) * c + cs, dw, mask=cs < c)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, z, weight, eps, dtype):  # type: ignore[no-untyped-def]
+        rows, c = x.shape
+        out = torch.empty(rows, c, dtype=dtype, device=x.device)
+        rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+        gate = x if z is None else z
+        _norm_forward[(rows,)](
+            x, gate, weight, out, rstd, c, x.stride(0), gate.stride(0), eps,
+            gated=z is not None, C=triton.next_power_of_2(c),
+        )  # fmt: skip
+        ctx.save_for_backward(x, z, weight, rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):  # type: ignore[no-untyped-def]
+        x, z, weight, rstd = ctx.saved_tensors
+        rows, c = x.shape
+        gate = x if z is None else z
+        dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+        dx = torch.empty(rows, c, dtype=x.dtype, device=x.device)
+        dz = None if z is None else torch.empty(rows, c, dtype=z.dtype, device=x.device)
+        programs = min(rows, 2048)
+        dw = torch.empty(programs, c, dtype=torch.float32, device=x.device)
+        _norm_backward[(programs,)](
+            x, gate, weight, rstd, dout, dx, dx if dz is None else dz, dw, rows, triton.cdiv(rows, programs), c,
+            x.stride(0), gate.stride(0), dout.stride(0), gated=z is not None, C=triton.next_power_of_2(c),
+        )  # fmt: skip
+        return dx, dz, dw.sum(0).to(weight.dtype), None, None
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """(... c) as (rows c) without a copy where the rows are evenly spaced."""
+    try:
+        flat = x.view(-1, x.shape[-1])
+    except RuntimeError:
+        flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(-1) == 1 else flat.contiguous()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    """Same contract as reference.rms_norm."""
+    out = _Norm.apply(_as_rows(x), None, weight, eps, dtype or torch.float32)
+    return out.view(x.shape)
+
+
+def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Same contract as reference.gated_rms_norm."""
+    return _Norm.apply(_as_rows(y), _as_rows(z), weight, eps, y.dtype).view(y.shape)
