@@ -1,0 +1,84 @@
+"""Task LoRA on a linear map: one low-rank pair a task, chosen by argument, mergeable for inference."""
+
+import copy
+import math
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnimamba_cli.config import TASKS, Mamba2Config, Task
+
+if TYPE_CHECKING:
+    from omnimamba_cli.model.omnimamba import OmniMamba
+
+M = TypeVar("M", bound="OmniMamba")
+
+
+class LoRAPair(nn.Module):
+    """A (r in) and B (out r); B starts at zero, so a fresh pair changes nothing."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, in_features))
+        self.B = nn.Parameter(torch.zeros(out_features, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+
+class LoRALinear(nn.Module):
+    """x W^T + scale * dropout(x) A^T B^T, with the pair of the task that is passed in. No bias."""
+
+    def __init__(self, in_features: int, out_features: int, config: Mamba2Config) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        rank = config.lora_rank
+        self.scale = config.lora_alpha / rank if rank else 0.0
+        self.dropout = config.lora_dropout
+        pairs = {task: LoRAPair(in_features, out_features, rank) for task in TASKS} if rank else {}
+        self.lora = nn.ModuleDict(pairs)
+
+    def forward(self, x: Tensor, task: Task) -> Tensor:
+        """x (... in) to (... out) for one task."""
+        if task not in self.lora:
+            return F.linear(x, self.weight)
+        pair = self.lora[task]
+        if self.training and self.dropout:
+            y = F.linear(x, self.weight)
+            return y + F.linear(self.scale * F.linear(F.dropout(x, self.dropout), pair.A), pair.B)
+        # one large product instead of a pass over the outputs
+        return F.linear(x, self.weight + self.scale * (pair.B @ pair.A))
+
+    def merged_weight(self, task: Task) -> Tensor:
+        """W + scale * B A (out in), summed in float32 and rounded once to W's dtype."""
+        if task not in self.lora:
+            return self.weight.detach()
+        pair = self.lora[task]
+        delta = self.scale * (pair.B.detach().float() @ pair.A.detach().float())
+        return (self.weight.detach().float() + delta).to(self.weight.dtype)
+
+
+class MergedLinear(nn.Module):
+    """A LoRALinear with one task's pair folded in; refuses every other task."""
+
+    def __init__(self, source: LoRALinear, task: Task) -> None:
+        super().__init__()
+        self.task = task
+        self.weight = nn.Parameter(source.merged_weight(task), requires_grad=False)
+
+    def forward(self, x: Tensor, task: Task) -> Tensor:
+        """x (... in) to (... out)."""
+        if task != self.task:
+            raise ValueError(f"this model is merged for {self.task!r}; it cannot run {task!r}")
+        return F.linear(x, self.weight)
+
+
+def merged(model: M, task: Task) -> M:
+    """A copy of the model for one task's inference: LoRA folded into in_proj, all other tensors shared."""
+    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    # in_proj is rebuilt, so its tensors are never copied either
+    clone = copy.deepcopy(model, shared)
+    for mine, theirs in zip(clone.layers, model.layers, strict=True):
+        mine.mixer.in_proj = MergedLinear(theirs.mixer.in_proj, task)
+    return clone

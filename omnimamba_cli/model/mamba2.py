@@ -1,0 +1,100 @@
+"""The Mamba-2 mixer and its residual block (Dao & Gu 2024, arXiv:2405.21060)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnimamba_cli import ops
+from omnimamba_cli.config import Mamba2Config, Task
+from omnimamba_cli.model.lora import LoRALinear
+
+
+class RMSNorm(nn.Module):
+    """x over its root mean square, times a learned weight; in float32 inside."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (... c) to (... c) in the dtype that the next linear map works in."""
+        autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else self.weight.dtype
+        return ops.rms_norm(x, self.weight, self.eps, dtype)
+
+
+class Mamba2(nn.Module):
+    """in_proj, causal convolution, state-space scan, gated norm, out_proj."""
+
+    def __init__(self, config: Mamba2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.in_proj = LoRALinear(config.d_model, config.d_in_proj, config)
+        self.conv1d = nn.Conv1d(config.conv_dim, config.conv_dim, config.d_conv, groups=config.conv_dim)
+        self.dt_bias = nn.Parameter(_initial_dt_bias(config.nheads))
+        self.A_log = nn.Parameter(torch.empty(config.nheads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(config.nheads))
+        self.norm = RMSNorm(config.d_inner, config.norm_eps)
+        self.out_proj = nn.Linear(config.d_inner, config.d_model, bias=False)
+        with torch.no_grad():  # residual branches of a deep stack start small (GPT-2's rule)
+            self.out_proj.weight /= math.sqrt(config.n_layer)
+
+    def forward(
+        self, u: Tensor, task: Task, conv_state: Tensor | None = None, ssm_state: Tensor | None = None
+    ) -> Tensor:
+        """u (b l d) to (b l d). The states of this layer (see InferenceState) are read and updated in place."""
+        z, x, B, C, dt, history = self.before_scan(u, task, conv_state)
+        # float32: in half precision exp(A_log) can overflow, and A becomes -inf
+        A = -self.A_log.float().exp()
+        if ssm_state is not None and u.shape[1] == 1:
+            y = ops.ssd_step(ssm_state, x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], self.D)[:, None]
+        else:
+            y, last = ops.ssd_scan(x, dt, A, B, C, self.D, chunk_size=self.config.chunk_size, state=ssm_state)
+            if ssm_state is not None:
+                ssm_state.copy_(last)
+        if conv_state is not None:
+            conv_state.copy_(history)
+        return self.after_scan(y, z)
+
+    def before_scan(
+        self, u: Tensor, task: Task, conv_state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """z (b l e), x (b l h p), B and C (b l g n), dt (b l h) float32 and the new convolution history."""
+        c = self.config
+        z, xBC, dt = self.in_proj(u, task).split([c.d_inner, c.conv_dim, c.nheads], dim=-1)
+        xBC, history = ops.causal_conv(xBC, self.conv1d.weight[:, 0], self.conv1d.bias, conv_state)
+        x, B, C = xBC.split([c.d_inner, c.ngroups * c.d_state, c.ngroups * c.d_state], dim=-1)
+        dt = F.softplus(dt.float() + self.dt_bias.float())
+        x = x.unflatten(-1, (c.nheads, c.headdim))  # (b l h p)
+        B, C = (t.unflatten(-1, (c.ngroups, c.d_state)) for t in (B, C))  # (b l g n)
+        return z, x, B, C, dt, history
+
+    def after_scan(self, y: Tensor, z: Tensor) -> Tensor:
+        """y (b l h p) and the gate z (b l e) to the layer's output (b l d)."""
+        y = ops.gated_rms_norm(y.flatten(-2), z, self.norm.weight, self.config.norm_eps)  # (b l e)
+        return self.out_proj(y)
+
+
+class Block(nn.Module):
+    """residual += mixer(norm(residual)); the residual stays in float32."""
+
+    def __init__(self, config: Mamba2Config) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer = Mamba2(config)
+
+    def forward(
+        self, residual: Tensor, task: Task, conv_state: Tensor | None = None, ssm_state: Tensor | None = None
+    ) -> Tensor:
+        """residual (b l d) float32 to the next one."""
+        # the sum promotes to the residual's float32 by itself, in one pass
+        return residual + self.mixer(self.norm(residual), task, conv_state, ssm_state)
+
+
+def _initial_dt_bias(nheads: int) -> Tensor:
+    """Biases (h) whose softplus is log-uniform in 0.001 to 0.1, as the paper starts."""
+    dt = torch.exp(torch.empty(nheads).uniform_(math.log(0.001), math.log(0.1)))
+    return dt + torch.log(-torch.expm1(-dt))

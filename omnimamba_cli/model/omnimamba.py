@@ -1,0 +1,109 @@
+"""OmniMamba (arXiv:2503.08686): one Mamba-2 backbone, two tasks, two vocabularies.
+
+"mmu" reads pictures (patches of the towers) and writes text; "t2i" reads text and writes image codes.
+Callers embed their pieces, run `forward` over any cut of the sequence, and ask `logits` where they need them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnimamba_cli.config import ModelConfig, Task
+from omnimamba_cli.errors import InputError
+from omnimamba_cli.model.mamba2 import Block, RMSNorm
+from omnimamba_cli.model.state import InferenceState
+
+
+def _mlp(widths: list[int], *, approximate: str = "none", bias: bool = True) -> nn.Sequential:
+    """Linear maps with GELU between them; the positions of the maps in the Sequential name the weights."""
+    layers: list[nn.Module] = []
+    for i, o in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(i, o, bias=bias), nn.GELU(approximate=approximate)]
+    return nn.Sequential(*layers[:-1])
+
+
+class OmniMamba(nn.Module):
+    """The language model and all that is trained with it; towers and image tokenizer stand beside it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, codebook = config.backbone.d_model, config.vq.codebook_size
+        self.text_embedding = nn.Embedding(config.text.vocab_size, d)
+        self.image_embedding = nn.Embedding(codebook, d)
+        self.image_mlp = _mlp([d, config.image_mlp_mult * d, d, d])
+        self.caption_mlp = _mlp([d, d, d], approximate="tanh", bias=False)
+        self.t2i_positions = nn.Parameter(torch.empty(config.t2i_positions, d))
+        self.mmu_positions = nn.Parameter(torch.empty(config.mmu_positions, d))
+        v = config.vision_dim
+        self.projector = _mlp([v, config.projector_mult * v, d, d]) if v else nn.Sequential()
+        self.layers = nn.ModuleList(Block(config.backbone) for _ in range(config.backbone.n_layer))
+        self.norm_f = RMSNorm(d, config.backbone.norm_eps)
+        for table in (self.text_embedding.weight, self.image_embedding.weight, self.t2i_positions, self.mmu_positions):
+            nn.init.normal_(table, std=0.02)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights (A_log, dt_bias and D may be wider)."""
+        return self.norm_f.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.norm_f.weight.device
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Text ids (b l) of the mmu task to (b l d)."""
+        return self.text_embedding(ids)
+
+    def embed_patches(self, patches: Tensor) -> Tensor:
+        """The towers' patches (b n vision_dim) to (b n d)."""
+        return self.projector(patches.to(self.dtype))
+
+    def embed_caption(self, ids: Tensor) -> Tensor:
+        """The whole prefix of a drawing, ids (b l), to (b l d)."""
+        return self.caption_mlp(self.text_embedding(ids))
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Image codes (b l) to (b l d)."""
+        if codes.numel() > self.config.vq.codebook_size:
+            # more codes than entries: every entry through the MLP once, then a lookup
+            return F.embedding(codes, self.image_mlp(self.image_embedding.weight))
+        return self.image_mlp(self.image_embedding(codes))
+
+    def new_state(self, batch: int) -> InferenceState:
+        """The state before the first token of `batch` sequences."""
+        return InferenceState.zeros(self.config.backbone, batch, self.device, self.dtype)
+
+    def positions(self, task: Task) -> Tensor:
+        """A task's learned table (positions d)."""
+        return self.mmu_positions if task == "mmu" else self.t2i_positions
+
+    def forward(self, x: Tensor, task: Task, state: InferenceState | None = None) -> Tensor:
+        """Embedded inputs x (b l d) to hidden states (b l d), ready for `logits`.
+
+        With a state, x continues where it stands (a whole prefix, a piece, one step) and it is updated in place.
+        Raises InputError where the sequence would pass the task's table of positions.
+        """
+        start = state.position if state else 0
+        end = start + x.shape[1]
+        table = self.positions(task)
+        if end > len(table):
+            raise InputError(
+                f"{end} tokens are past the model's limit of {len(table)} for {task}",
+                hint="shorten the text or lower --max-new-tokens",
+            )
+        residual = (x + table[start:end]).float() if x.dtype != torch.float64 else x + table[start:end]
+        for i, layer in enumerate(self.layers):
+            if state is None:
+                residual = layer(residual, task)
+            else:
+                residual = layer(residual, task, state.conv[i], state.ssm[i])
+        if state is not None:
+            state.position = end
+        return self.norm_f(residual)
+
+    def logits(self, hidden: Tensor, task: Task) -> Tensor:
+        """Hidden states (... d) to scores over the task's vocabulary (... v); heads are tied to the embeddings."""
+        head = self.text_embedding if task == "mmu" else self.image_embedding
+        return F.linear(hidden, head.weight)

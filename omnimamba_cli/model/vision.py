@@ -1,0 +1,84 @@
+"""Frozen image encoders, built by timm: patches of the block before the last, joined by feature."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from omnimamba_cli.config import TowerConfig
+
+
+def _options(config: TowerConfig) -> dict[str, Any]:  # Any: timm's own keyword arguments
+    options = dict(config.options)
+    if config.name.startswith("vit_"):
+        options.setdefault("img_size", config.image_size)  # fixes the size of the position table
+    return options
+
+
+class Tower(nn.Module):
+    """One encoder up to the block that is read; what comes after it is never built into memory."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.net = timm.create_model(config.name, pretrained=False, num_classes=0, **_options(config))
+        kept = self.net.prune_intermediate_layers([config.layer], prune_norm=True, prune_head=True)
+        self.block = kept[0]
+        self.is_vit = config.name.startswith("vit_")
+        # plain numbers, not buffers: they survive construction on the meta device
+        self.mean, self.std = config.mean, config.std
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels (b 3 s s) in [0,1] to patches (b n c)."""
+        mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        layout = "NLC" if self.is_vit else "NCHW"
+        maps = self.net.forward_intermediates(
+            (pixels - mean) / std, indices=[self.block], norm=False, output_fmt=layout, intermediates_only=True
+        )[0]
+        return maps if self.is_vit else maps.flatten(2).mT  # (b n c)
+
+
+class VisionTowers(nn.Module):
+    """All towers of a model, in the order their features are joined."""
+
+    def __init__(self, configs: tuple[TowerConfig, ...]) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(Tower(c) for c in configs)
+        self.eval()
+        self.requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels (b 3 s s) in [0,1] to patches (b n vision_dim)."""
+        pixels = pixels.to(self.dtype)
+        return torch.cat([tower(pixels) for tower in self.towers], dim=-1)
+
+
+def timm_state(config: TowerConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A published timm checkpoint as the tensors of our Tower (without its prefix).
+
+    Position tables are resampled to the tower's image size; blocks after the read one, the final norm and the head
+    are left out. Names that the whole timm model does not have stay, so that the caller can refuse them.
+    """
+    with torch.device("meta"):
+        whole = timm.create_model(config.name, pretrained=False, num_classes=0, **_options(config))
+        kept = Tower(config)
+    resampled = _resample_positions(tensors, whole)
+    dropped = set(whole.state_dict()) - set(kept.net.state_dict())
+    head = {"head.weight", "head.bias"}
+    return {k: v for k, v in resampled.items() if k not in dropped and k not in head}
+
+
+def _resample_positions(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The position table at the model's own grid, by timm's resampling."""
+    table = tensors.get("pos_embed")
+    embed = getattr(model, "patch_embed", None)
+    if table is None or embed is None or table.shape == model.pos_embed.shape:
+        return tensors
+    prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0)
+    new = timm.layers.resample_abs_pos_embed(table.float(), list(embed.grid_size), num_prefix_tokens=prefix)
+    return {**tensors, "pos_embed": new.to(table.dtype)}
