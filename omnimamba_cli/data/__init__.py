@@ -1,0 +1,1 @@
+"""Bytes, text and tensors: pictures, token ids, datasets. Knows no model."""

@@ -1,0 +1,67 @@
+"""The order of tokens: the one place that says what stands before, between and after.
+
+mmu: [mmu][soi]{patches}[eoi][sot]{text}; t2i: [t2i][sot]{caption, left-padded}[eot][soi]{codes}[eoi].
+"""
+
+from collections.abc import Sequence
+
+from omnimamba_cli.config import ModelConfig
+from omnimamba_cli.data.tokenizer import TextTokenizer
+
+Turn = tuple[str, str]  # question, answer
+
+TRAINING_PROMPT = "In: {question}\nOut:"
+
+
+def mmu_prefix(config: ModelConfig) -> list[int]:
+    """Ids before the patches of a picture."""
+    return [config.text.special("mmu"), config.text.special("soi")]
+
+
+def mmu_middle(config: ModelConfig) -> list[int]:
+    """Ids between the patches and the text."""
+    return [config.text.special("eoi"), config.text.special("sot")]
+
+
+def mmu_length(config: ModelConfig, text_tokens: int) -> int:
+    """Tokens of a picture and so many of text."""
+    return len(mmu_prefix(config)) + config.patches + len(mmu_middle(config)) + text_tokens
+
+
+def t2i_prefix(config: ModelConfig, caption_ids: Sequence[int]) -> list[int]:
+    """The whole prefix of a drawing: the caption cut to caption_tokens ids and padded on the left.
+
+    Pads are neither masked nor skipped; an empty caption is pads alone.
+    """
+    special, room = config.text.special, config.caption_tokens
+    kept = list(caption_ids[:room])
+    padded = [special("[PAD]")] * (room - len(kept)) + kept
+    return [special("t2i"), special("sot"), *padded, special("eot"), special("soi")]
+
+
+def question_ids(tokenizer: TextTokenizer, prompt: str, question: str) -> list[int]:
+    """A question in its template, as ids."""
+    # replace, not format: a question may contain braces
+    return tokenizer.encode(prompt.replace("{question}", question))
+
+
+def conversation(
+    config: ModelConfig, tokenizer: TextTokenizer, turns: Sequence[Turn], *, questions: bool = True
+) -> tuple[list[int], list[bool]]:
+    """Training ids of a conversation and which of them are targets (the answers and their ends).
+
+    `In: {question}\\nOut: {answer}<|endoftext|>`, turns joined by a line break; with questions=False only
+    `{answer}<|endoftext|>`. Cut to max_text_tokens: a turn that does not fit whole is left out, but the first,
+    which is cut, so that a conversation never is without a target unless its first question alone fills it.
+    """
+    ids: list[int] = []
+    targets: list[bool] = []
+    for i, (question, answer) in enumerate(turns):
+        lead = ("\n" if i else "") + TRAINING_PROMPT.replace("{question}", question) if questions else ""
+        asked = tokenizer.encode(lead) if lead else []
+        said = [*tokenizer.encode(f" {answer}" if questions else answer), config.text.eos_id]
+        if i and len(ids) + len(asked) + len(said) > config.max_text_tokens:
+            break
+        ids += asked + said
+        targets += [False] * len(asked) + [True] * len(said)
+    return ids[: config.max_text_tokens], targets[: config.max_text_tokens]

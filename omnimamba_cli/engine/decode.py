@@ -1,0 +1,72 @@
+"""From a prefix to tokens, one step at a time: text rows that end alone, pictures of a fixed length."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from omnimamba_cli.config import SamplingConfig
+from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, uniforms
+from omnimamba_cli.model.omnimamba import OmniMamba
+
+
+@torch.inference_mode()
+def decode_text(
+    model: OmniMamba, prefix: Tensor, config: SamplingConfig, *, steps: int, seeds: list[int]
+) -> Iterator[list[tuple[int, int]]]:
+    """Text tokens after an embedded prefix (b l d), step by step: lists of (row, token).
+
+    A row ends with the end-of-text id (which is given) or after `steps` tokens; its memory is dropped then and the
+    other rows go on. Scores are never kept.
+    """
+    end = model.config.text.eos_id
+    state = model.new_state(len(prefix))
+    hidden = model(prefix, "mmu", state)[:, -1]
+    rows = torch.arange(len(prefix))
+    draws = uniforms(seeds, steps) if config.temperature > 0 else None
+    penalize = config.repetition_penalty != 1
+    seen = torch.zeros(len(prefix), model.config.text.vocab_size, dtype=torch.bool, device=prefix.device)
+    for step in range(steps):
+        logits = model.logits(hidden, "mmu").float()
+        logits[:, model.config.text.base_vocab_size :] = -torch.inf  # an answer is text, never a special token
+        if penalize:
+            logits = penalize_repetition(logits, seen, config.repetition_penalty)
+        tokens = choose(logits, config, None if draws is None else draws[rows, step])
+        if penalize:
+            seen[torch.arange(len(rows)), tokens] = True
+        yield list(zip(rows.tolist(), tokens.tolist(), strict=True))
+        alive = (tokens != end).nonzero()[:, 0]
+        if len(alive) == 0 or step + 1 == steps:
+            return
+        if len(alive) < len(rows):
+            state, seen, tokens = state.select(alive), seen[alive], tokens[alive]
+            rows = rows[alive.cpu()]
+        hidden = model(model.embed_text(tokens[:, None]), "mmu", state)[:, -1]
+
+
+@torch.inference_mode()
+def decode_image(model: OmniMamba, prefix_ids: Tensor, config: SamplingConfig, *, seeds: list[int]) -> Tensor:
+    """Codes (b codes) of pictures from whole prefixes (b l).
+
+    With guidance, prefix_ids holds 2b rows: the captioned ones, then the same number with an empty caption;
+    both halves run as one batch and share the code that is drawn.
+    """
+    twice = config.guidance != 1
+    codes = model.config.vq.codes
+    state = model.new_state(len(prefix_ids))
+    hidden = model(model.embed_caption(prefix_ids), "t2i", state)[:, -1]
+    draws = uniforms(seeds, codes).to(device=hidden.device, dtype=_draw_dtype(hidden.device))
+    chosen = []
+    for step in range(codes):
+        logits = model.logits(hidden, "t2i").float()
+        token = choose(guided(logits, config.guidance) if twice else logits, config, draws[:, step])
+        chosen.append(token)
+        if step + 1 < codes:
+            both = token.repeat(2) if twice else token
+            hidden = model(model.embed_codes(both[:, None]), "t2i", state)[:, -1]
+    return torch.stack(chosen, dim=1)
+
+
+def _draw_dtype(device: torch.device) -> torch.dtype:
+    # Apple's GPU has no float64
+    return torch.float32 if device.type == "mps" else torch.float64

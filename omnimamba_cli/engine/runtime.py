@@ -1,0 +1,61 @@
+"""Where and in what precision a model runs, each choice with its reason."""
+
+import torch
+
+from omnimamba_cli.config import ModelConfig
+from omnimamba_cli.errors import DeviceError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+LARGE = 500_000_000  # parameters from which a CPU runs in half the memory
+
+
+def pick_device(name: str = "auto") -> tuple[torch.device, str]:
+    """The device for "auto", "cpu", "cuda", "cuda:N" or "mps", and why.
+
+    Raises DeviceError for a device that is not there, with what would work.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device()), "a CUDA device is there"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "Apple's GPU is there"
+        return torch.device("cpu"), "no GPU is there"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"{name!r} is no device", hint="--device auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceError(f"device {name} was asked for, this machine has {count} CUDA devices", hint="--device cpu")
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise DeviceError("device mps was asked for, this machine has no Apple GPU", hint="--device cpu")
+    elif device.type != "cpu":
+        raise DeviceError(f"device {name!r} is not supported", hint="--device auto, cpu, cuda, cuda:N or mps")
+    return device, "asked for"
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """About how many parameters the language model has (embeddings, mixers)."""
+    c = config.backbone
+    mixers = c.n_layer * c.d_model * (c.d_in_proj + c.d_inner)
+    return mixers + c.d_model * (config.text.vocab_size + config.vq.codebook_size)
+
+
+def pick_dtype(name: str, device: torch.device, config: ModelConfig) -> tuple[torch.dtype, str]:
+    """The dtype for "auto", "fp32", "fp16" or "bf16" on a device, and why."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise DeviceError(f"{name!r} is no dtype", hint=f"--dtype auto, {', '.join(DTYPES)}")
+        return DTYPES[name], "asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "half the memory traffic"
+        return torch.float16, "this GPU has no bfloat16"
+    if device.type == "mps":
+        return torch.float16, "half the memory traffic"
+    if parameter_count(config) >= LARGE:
+        return torch.bfloat16, "half the memory of a large model"
+    return torch.float32, "fastest on a CPU for a small model"

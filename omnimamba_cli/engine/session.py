@@ -1,0 +1,298 @@
+"""A loaded model and what it can do: the Python API, and what every command calls. Prints nothing."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omnimamba_cli.config import ModelConfig, SamplingConfig, Task
+from omnimamba_cli.data import sequences
+from omnimamba_cli.data.images import Source, load_image, pixels_to_image, tower_pixels
+from omnimamba_cli.data.tokenizer import TextTokenizer
+from omnimamba_cli.engine import decode, hub, runtime
+from omnimamba_cli.engine.checkpoint import load_directory
+from omnimamba_cli.errors import CheckpointError, InputError
+from omnimamba_cli.model.lora import merged
+from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.vision import VisionTowers
+from omnimamba_cli.model.vq import VQModel
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class TextEvent:
+    """A piece of an answer as it is written; the last one is finished and says why."""
+
+    text: str
+    finished: bool = False
+    finish_reason: FinishReason | None = None
+    tokens: int = 0  # so far, the end-of-text id included
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """A whole answer."""
+
+    text: str
+    finish_reason: FinishReason
+    tokens: int
+    seconds: float  # of the batch it was part of
+
+
+@dataclass(frozen=True)
+class ImageEvent:
+    """A finished picture."""
+
+    index: int
+    prompt: str
+    seed: int
+    image: Image.Image
+    seconds: float  # of the batch it was part of
+
+
+def new_seed() -> int:
+    """A seed for who gave none: 31 random bits."""
+    return int(torch.empty((), dtype=torch.int64).random_(1 << 31, generator=_entropy()).item())
+
+
+def _entropy() -> torch.Generator:
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
+class Session:
+    """One model directory on one device. Parts are read when a task first needs them."""
+
+    def __init__(self, directory: Path, device: str = "auto", dtype: str = "auto") -> None:
+        self.directory = directory
+        self.device, self.device_reason = runtime.pick_device(device)
+        files = load_directory(directory, parts=())
+        self.config: ModelConfig = files.config
+        self.tokenizer: TextTokenizer = files.tokenizer
+        self.dtype, self.dtype_reason = runtime.pick_dtype(dtype, self.device, self.config)
+        self._merged: dict[Task, OmniMamba] = {}
+
+    @cached_property
+    def model(self) -> OmniMamba:
+        """The language model with both tasks' LoRA."""
+        model = load_directory(self.directory, device=self.device, dtype=self.dtype, parts=("model",)).model
+        assert model is not None  # load_directory raises when it is missing
+        return model.eval()
+
+    @cached_property
+    def towers(self) -> VisionTowers:
+        """The image encoders. Raises CheckpointError when the directory has none."""
+        towers = load_directory(self.directory, device=self.device, dtype=self.dtype, parts=("vision",)).towers
+        assert towers is not None
+        return towers
+
+    @cached_property
+    def vq(self) -> VQModel:
+        """The image tokenizer, in float32: its pixels are what people look at."""
+        vq = load_directory(self.directory, device=self.device, dtype=torch.float32, parts=("vq",)).vq
+        assert vq is not None
+        return vq.eval()
+
+    def for_task(self, task: Task) -> OmniMamba:
+        """The model with one task's LoRA folded in."""
+        if task not in self._merged:
+            self._merged[task] = merged(self.model, task)
+        return self._merged[task]
+
+    # understanding
+
+    def caption(
+        self,
+        image: Source,
+        question: str | None = None,
+        *,
+        sampling: SamplingConfig | None = None,
+        seed: int | None = None,
+        template: str | None = None,
+    ) -> str:
+        """The answer to a question about a picture (a path, the bytes of a file, or a PIL image).
+
+        Greedy unless sampling says otherwise. Raises InputError for a bad picture or a question that is too long.
+        """
+        return self.captions([image], [question], sampling=sampling, seed=seed, template=template)[0].text
+
+    def captions(
+        self,
+        images: Sequence[Source],
+        questions: Sequence[str | None] | None = None,
+        *,
+        sampling: SamplingConfig | None = None,
+        seed: int | None = None,
+        template: str | None = None,
+    ) -> list[CaptionResult]:
+        """Answers for many pictures; row i uses seed + i and gets what it would get alone."""
+        questions = questions or [None] * len(images)
+        asked = [self._question(q, template) for q in questions]
+        base = new_seed() if seed is None else seed
+        results: dict[int, CaptionResult] = {}
+        # only questions of one length share a batch: padding would change the answers
+        for length in sorted({len(ids) for ids in asked}):
+            rows = [i for i, ids in enumerate(asked) if len(ids) == length]
+            start = time.perf_counter()
+            written: dict[int, list[int]] = {i: [] for i in rows}
+            events = self._decode([images[i] for i in rows], [asked[i] for i in rows], sampling, [base + i for i in rows])
+            for step in events:
+                for row, token in step:
+                    written[rows[row]].append(token)
+            seconds = time.perf_counter() - start
+            for i, ids in written.items():
+                results[i] = CaptionResult(self.tokenizer.decode(ids).strip(), self._reason(ids), len(ids), seconds)
+        return [results[i] for i in range(len(images))]
+
+    def stream_caption(
+        self,
+        image: Source,
+        question: str | None = None,
+        *,
+        sampling: SamplingConfig | None = None,
+        seed: int | None = None,
+        template: str | None = None,
+    ) -> Iterator[TextEvent]:
+        """The answer in pieces as they are written, each ending on a whole character."""
+        stream, ids = self.tokenizer.stream(), list[int]()
+        base = new_seed() if seed is None else seed
+        begun = False
+        for step in self._decode([image], [self._question(question, template)], sampling, [base]):
+            ids.append(step[0][1])
+            piece = stream.push(ids[-1])
+            piece = piece if begun else piece.lstrip()
+            begun = begun or bool(piece)
+            if piece:
+                yield TextEvent(piece, tokens=len(ids))
+        rest = stream.finish()
+        yield TextEvent(rest if begun else rest.lstrip(), True, self._reason(ids), len(ids))
+
+    def _question(self, question: str | None, template: str | None) -> list[int]:
+        text = question if question and question.strip() else self.config.default_question
+        ids = sequences.question_ids(self.tokenizer, template or self.config.prompt, text)
+        room = self.config.mmu_positions - sequences.mmu_length(self.config, 0)
+        if len(ids) >= room:
+            raise InputError(
+                f"the question has {len(ids)} tokens; {room - 1} fit beside a picture "
+                f"({self.config.mmu_positions} positions in all)",
+                hint="ask a shorter question",
+            )
+        return ids
+
+    def _decode(
+        self, images: Sequence[Source], asked: list[list[int]], sampling: SamplingConfig | None, seeds: list[int]
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Steps of (row, token) for questions of one length."""
+        config = sampling or self.config.caption_sampling
+        used = sequences.mmu_length(self.config, len(asked[0]))
+        # the last token is written, never read
+        room = self.config.mmu_positions - used + 1
+        default = self.config.caption_sampling.max_new_tokens
+        if config.max_new_tokens > room and config.max_new_tokens != default:
+            raise InputError(
+                f"{config.max_new_tokens} new tokens after {used} are past the model's limit of "
+                f"{self.config.mmu_positions} positions",
+                hint=f"--max-new-tokens {room} is the most here",
+            )
+        prefix = self.embed_question(images, asked)
+        steps = min(config.max_new_tokens, room)
+        return decode.decode_text(self.for_task("mmu"), prefix, config, steps=steps, seeds=seeds)
+
+    @torch.inference_mode()
+    def embed_question(self, images: Sequence[Source], asked: list[list[int]]) -> Tensor:
+        """Pictures and question ids of one length, embedded (b l d)."""
+        if not self.config.towers:
+            raise CheckpointError(f"{self.config.name} has no image encoder, it can only draw")
+        size = self.config.vision_image_size
+        pixels = torch.stack([tower_pixels(load_image(image), size) for image in images]).to(self.device)
+        model, towers = self.for_task("mmu"), self.towers
+        patches = towers(pixels.to(towers.dtype) / 255)
+        ids = torch.tensor(asked, device=self.device)
+        before, after = (
+            torch.tensor([part(self.config)] * len(images), device=self.device)
+            for part in (sequences.mmu_prefix, sequences.mmu_middle)
+        )
+        parts = [model.embed_text(before), model.embed_patches(patches), model.embed_text(after), model.embed_text(ids)]
+        return torch.cat(parts, dim=1)
+
+    def _reason(self, ids: list[int]) -> FinishReason:
+        return "stop" if ids and ids[-1] == self.config.text.eos_id else "length"
+
+    # drawing
+
+    def prompt_was_cut(self, prompt: str) -> bool:
+        """Whether a prompt is longer than what the model reads (caption_tokens ids)."""
+        return len(self.tokenizer.encode(prompt)) > self.config.caption_tokens
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        sampling: SamplingConfig | None = None,
+        batch_size: int | None = None,
+    ) -> list[Image.Image]:
+        """n pictures of a prompt, or of each of several; picture i uses seed + i whatever the batch size."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        drawn = self.stream_generate(prompts, n=n, seed=seed, sampling=sampling, batch_size=batch_size)
+        return [event.image for event in drawn]
+
+    def stream_generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        sampling: SamplingConfig | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[ImageEvent]:
+        """Pictures as they are finished, prompt by prompt, n of each."""
+        config = sampling or self.config.image_sampling
+        if not self.config.caption_dropout and config.guidance != 1:
+            if sampling is not None:
+                raise InputError(
+                    f"guidance {config.guidance:g} needs a model trained with dropped captions; {self.config.name} was not",
+                    hint="--guidance 1",
+                )
+            config = replace(config, guidance=1.0)
+        base = new_seed() if seed is None else seed
+        jobs = [prompt for prompt in prompts for _ in range(n)]
+        size = batch_size or (32 if self.device.type == "cuda" else 8)
+        for start in range(0, len(jobs), size):
+            begun = time.perf_counter()
+            batch = jobs[start : start + size]
+            seeds = [base + start + i for i in range(len(batch))]
+            images = self._draw(batch, config, seeds)
+            seconds = time.perf_counter() - begun
+            for i, image in enumerate(images):
+                yield ImageEvent(start + i, batch[i], seeds[i], image, seconds)
+
+    @torch.inference_mode()
+    def _draw(self, prompts: list[str], config: SamplingConfig, seeds: list[int]) -> list[Image.Image]:
+        captions = self.tokenizer.encode_batch(prompts)
+        if config.guidance != 1:
+            captions += [[]] * len(prompts)
+        prefix = torch.tensor([sequences.t2i_prefix(self.config, ids) for ids in captions], device=self.device)
+        codes = decode.decode_image(self.for_task("t2i"), prefix, config, seeds=seeds)
+        return [pixels_to_image(pixels) for pixels in self.vq.decode(codes)]
+
+
+def load(model: str | Path = "nano", *, device: str = "auto", dtype: str = "auto") -> Session:
+    """A session on a model: a directory, the name of an installed one ("nano"), or a Hub id "org/name[@revision]".
+
+    device: "auto", "cpu", "cuda[:N]" or "mps"; dtype: "auto", "fp32", "fp16" or "bf16".
+    Raises CheckpointError, DownloadError or DeviceError, each with what to do next.
+
+    >>> import omnimamba_cli as om
+    >>> om.load("nano").generate("a red fox", seed=7)[0].save("fox.png")  # doctest: +SKIP
+    """
+    return Session(hub.resolve(str(model)), device, dtype)
