@@ -29,6 +29,8 @@ def _convert(value: Any, kind: Any, path: str) -> Any:  # Any: JSON on one side,
             return None
         inner = [a for a in typing.get_args(kind) if a is not type(None)]
         return _convert(value, inner[0], path)
+    if origin in (tuple, dict) and not isinstance(value, dict if origin is dict else list | tuple):
+        raise ConfigError(f"{path} is {value!r}; it must be {'an object' if origin is dict else 'a list'}")
     if origin is tuple:
         return tuple(_convert(v, typing.get_args(kind)[0], f"{path}[{i}]") for i, v in enumerate(value))
     if origin is Literal:
@@ -102,9 +104,8 @@ class Mamba2Config(_JSON):
     lora_dropout: float = 0.05  # while training only
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        _check_positive(self, "d_model", "n_layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size")
+        _check_range("lora_rank", self.lora_rank, 0, 1 << 31)
         if self.d_inner % self.headdim:
             raise ConfigError(f"headdim {self.headdim} does not divide d_inner {self.d_inner} (expand * d_model)")
         if self.nheads % self.ngroups:
@@ -138,6 +139,9 @@ class TextConfig(_JSON):
     base_vocab_size: int = 50_277  # ids of tokenizer.json alone
     eos_id: int = 0  # <|endoftext|>
     pad_multiple: int = 16
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "base_vocab_size", "pad_multiple")
 
     @property
     def vocab_size(self) -> int:
@@ -178,6 +182,10 @@ class VQConfig(_JSON):
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
+        _check_positive(self, "image_size", "codebook_size", "code_dim", "z_channels", "ch")
+        _check_positive(self, "num_res_blocks", "norm_groups")
+        if not self.ch_mult or min(self.ch_mult) < 1:
+            raise ConfigError(f"vq.ch_mult is {self.ch_mult}; it must be widths of at least 1")
         if any(self.ch * m % self.norm_groups for m in self.ch_mult):
             raise ConfigError(f"vq.norm_groups {self.norm_groups} does not divide every width ({self.ch} * ch_mult)")
         if self.image_size % self.downsample:
@@ -219,6 +227,12 @@ class SamplingConfig(_JSON):
         _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
         _check_range("max_new_tokens", self.max_new_tokens, 1, 1 << 31)
         _check_range("guidance", self.guidance, 0.0, 1000.0)
+
+
+def _check_positive(config: _JSON, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
 
 
 def _check_range(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:

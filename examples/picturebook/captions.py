@@ -60,7 +60,7 @@ def _one(scene: Scene, rng: random.Random) -> str:
 def _two(scene: Scene, rng: random.Random) -> str:
     """Two things; "and" and "next to" keep the reading order and are only said side by side."""
     first, second = scene.things
-    if scene.bigger is not None and scene.layout == "left_right" and (scene.purpose == "t2i" or rng.random() < 0.4):
+    if scene.bigger is not None and scene.layout == "left_right" and (scene.purpose != "mmu" or rng.random() < 0.4):
         sizes = ("big", "small") if scene.bigger == 0 else ("small", "big")
         return f"{sized_name(first, sizes[0])} next to {sized_name(second, sizes[1])}"
     a, b = spoken_name(first, rng), spoken_name(second, rng)

@@ -51,20 +51,31 @@ def _save(scene: Scene, pictures: Pictures, job: Job, number: int) -> str:
     return path
 
 
+def as_typed(text: str, rng: random.Random) -> str:
+    """A question or caption as hurried people type it: now and then with a capital, without its last mark."""
+    if rng.random() < 0.15:
+        text = text[0].upper() + text[1:]
+    if text.endswith("?"):
+        return text[:-1] if rng.random() < 0.1 else text
+    return text + "." if rng.random() < 0.05 else text
+
+
 def _mmu(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Record:
     """A conversation about a scene, as LLaVA writes them."""
     scene = sample_scene(rng, pictures, TRAIN, purpose="mmu")
     turns = []
     for place, qa in enumerate(questions(scene, rng, TURNS)):
-        turns.append({"from": "human", "value": qa.question if place else f"<image>\n{qa.question}"})
+        question = as_typed(qa.question, rng)
+        turns.append({"from": "human", "value": question if place else f"<image>\n{question}"})
         turns.append({"from": "gpt", "value": qa.answer})
     return {"id": f"{number:06d}", "image": _save(scene, pictures, job, number), "conversations": turns}
 
 
 def _captions(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Record:
-    """A canonical scene with up to three true captions."""
-    scene = sample_scene(rng, pictures, TRAIN, purpose="t2i")
-    return {"image": _save(scene, pictures, job, number), "captions": captions(scene, rng, CAPTIONS)}
+    """A canonical scene with up to three true captions; "plain" ones have no jitter and one style."""
+    scene = sample_scene(rng, pictures, TRAIN, purpose="plain" if job.command == "plain" else "t2i")
+    said = [as_typed(text, rng) for text in captions(scene, rng, CAPTIONS)]
+    return {"image": _save(scene, pictures, job, number), "captions": said}
 
 
 def _image(job: Job, pictures: Pictures, number: int, rng: random.Random) -> None:
@@ -96,4 +107,4 @@ def _prompt(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Re
     return {"prompt": caption(scene, rng), "kind": f"{scene.kind}/{split}", "checks": checks}
 
 
-ITEMS = {"train-mmu": _mmu, "captions": _captions, "images": _image, "eval": _eval, "prompts": _prompt}
+ITEMS = {"train-mmu": _mmu, "captions": _captions, "plain": _captions, "images": _image, "eval": _eval, "prompts": _prompt}

@@ -19,15 +19,18 @@ CANVAS_PX = 128  # boxes are in pixels of a canvas of this side
 KINDS: dict[str, dict[str, float]] = {
     "mmu": {"one": 0.55, "two": 0.25, "count": 0.12, "three": 0.08},
     "t2i": {"one": 0.70, "two": 0.15, "count": 0.09, "three": 0.06},
+    "plain": {"one": 0.92, "two": 0.04, "count": 0.03, "three": 0.01},
 }
 # By design, not by picture: Fluent's flat and 3-D pictures are one drawing.
 STYLE_WEIGHTS: dict[str, dict[str, float]] = {
     "mmu": {"noto": 25, "twemoji": 25, "noto_v1": 12, "fluent_flat": 14, "fluent_3d": 14, "fluent_hc": 10},
     "t2i": {"noto": 32, "twemoji": 36, "noto_v1": 3, "fluent_flat": 11, "fluent_3d": 18, "fluent_hc": 8},
+    # One hand for everything; Fluent's only where Twemoji's drawing is held out.
+    "plain": {"twemoji": 90, "fluent_flat": 0.01, "fluent_hc": 10},
 }
 GLYPH_STYLE = "fluent_hc"  # one colour: always tinted
-GROUND_JITTER = {"mmu": 12, "t2i": 3}
-TINT_JITTER = {"mmu": 10, "t2i": 3}
+GROUND_JITTER = {"mmu": 12, "t2i": 3, "plain": 0}
+TINT_JITTER = {"mmu": 10, "t2i": 3, "plain": 0}
 BIGGER_RATIO = 1.5  # sides that differ by less are not called bigger or smaller
 # Text, faces of clocks, hands and flags would be wrong in a mirror.
 MIRRORED = frozenset("animal bird reptile insect fruit vegetable flower plant dessert boat".split()) | {"sea animal"}
@@ -61,7 +64,7 @@ class Thing:
 class Scene:
     """A whole picture; things stand in reading order (left to right, top to bottom)."""
 
-    purpose: str  # "mmu" or "t2i"
+    purpose: str  # "mmu", "t2i" or "plain", drawings without any jitter
     kind: str  # "one", "two", "count" or "three"
     layout: str  # "single", "left_right", "above_below", "row" or "scatter"
     things: tuple[Thing, ...]
@@ -152,7 +155,9 @@ def _draw_looks(
     looks: list[Look] = []
     for concept in concepts:
         found = pictures.styles(concept.id, split)
-        weights = {style: STYLE_WEIGHTS[purpose].get(style, 1) for style in found}
+        weights = {style: STYLE_WEIGHTS[purpose][style] for style in found if style in STYLE_WEIGHTS[purpose]}
+        if purpose != "plain":
+            weights |= {style: 1 for style in found if style not in weights}
         if not concept.tintable:
             weights.pop(GLYPH_STYLE, None)
         if not weights:
@@ -175,7 +180,7 @@ def _draw_ground(rng: random.Random, pictures: Pictures, purpose: str, looks: li
         return pictures.stands_out(look[1], ground) >= MIN_CONTRAST
 
     # White stays plain half the time: a drawing whose caption names no ground is on white.
-    if purpose == "t2i" and rng.random() < 0.5 and all(seen(look, "white") for look in looks):
+    if purpose != "mmu" and rng.random() < 0.5 and all(seen(look, "white") for look in looks):
         return "white"
     clear = [ground for ground in COLOUR_NAMES if all(seen(look, ground) for look in looks)]
     return rng.choice(clear) if clear else None
@@ -186,7 +191,10 @@ def _draw_layout(
 ) -> tuple[str, str | None, str | None, tuple[layouts.Square, ...]]:
     """Layout name, size word, corner word, and the squares."""
     if purpose == "t2i":
-        return _canonical_layout(rng, kind, sizable)
+        layout, size, corner, squares = _canonical_layout(rng, kind, sizable)
+        return layout, size, corner, layouts.shake(rng, squares)
+    if purpose == "plain":
+        return _canonical_layout(rng, kind, False)
     if kind == "one":
         squares = layouts.free_one(rng)
         x, y, side = squares[0]
@@ -208,14 +216,14 @@ def _canonical_layout(
         draw = rng.random() if sizable else 1.0
         size = "small" if draw < 0.10 else "big" if draw < 0.14 else None
         corner = rng.choice(list(layouts.CORNERS)) if draw < 0.05 else None
-        return "single", size, corner, layouts.shake(rng, layouts.canonical_one(size, corner))
+        return "single", size, corner, layouts.canonical_one(size, corner)
     if kind == "two":
         big = rng.choice((0, 1)) if rng.random() < 0.2 else None
         layout = "left_right" if big is not None or rng.random() < 0.65 else "above_below"
-        return layout, None, None, layouts.shake(rng, layouts.canonical_two(layout, big))
+        return layout, None, None, layouts.canonical_two(layout, big)
     if kind == "three":
-        return "row", None, None, layouts.shake(rng, layouts.canonical_row())
-    return "scatter", None, None, layouts.shake(rng, layouts.CANONICAL_GROUPS[rng.randint(2, 5)])
+        return "row", None, None, layouts.canonical_row()
+    return "scatter", None, None, layouts.CANONICAL_GROUPS[rng.randint(2, 5)]
 
 
 def _box(square: layouts.Square) -> tuple[int, int, int, int]:

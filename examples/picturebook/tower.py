@@ -1,49 +1,156 @@
-"""Scenes with a label for each cell of a grid, to train a vision tower on the fly."""
+"""Labelled scenes for training a vision tower, composed on its own device: no file, no waiting for processors.
 
-import random
+The same world as scenes.py (trained pictures only, no unseen pair, tint or ground, things that stand out from the
+ground) in three plain layouts, a batch at a time as tensors. b pictures a batch, k places a picture, s pixels a side.
+"""
 
-import numpy as np
-from PIL import Image
+from dataclasses import dataclass
 
-from palette import COLOUR_NUMBER
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from palette import COLOUR_NAMES, COLOURS, MIN_CONTRAST
 from pictures import STYLE_NUMBER, Pictures
-from scenes import CANVAS_PX, sample_scene, thing_image
-from splits import TRAIN
+from scenes import GLYPH_STYLE
+from splits import held_out_picture, unseen_ground, unseen_pair, unseen_tint
 
+PLACES = 4  # most things in a picture
 MIN_INK = 0.15  # part of a cell that must be ink for it to belong to a thing
+LAYOUTS = (0.45, 0.3, 0.25)  # shares of one thing, two halves, four quarters
 
 
-def tower_sample(
-    rng: random.Random, pictures: Pictures, grid: int = 8, size_px: int = 128
-) -> tuple[np.ndarray, dict[str, np.ndarray | int]]:
-    """One training scene and what is in each of its grid x grid cells.
+@dataclass(frozen=True)
+class Labels:
+    """What is in each cell of a grid: class numbers (b g g), -1 where nothing is, and the ground (b)."""
 
-    `size_px` must be a multiple of `grid`. Returns the image (size_px size_px 3) uint8 and:
-    concept (grid grid) int16, place in the sorted concept list, -1 on bare ground; style (grid grid) int8,
-    place in `fetch.SETS`, -1 on bare ground; tint (grid grid) int8, place in `palette.COLOUR_NAMES`, -1 where
-    none; background, an int, place in `palette.COLOUR_NAMES`.
-    """
-    if size_px % grid:
-        raise ValueError(f"size_px={size_px} is not a multiple of grid={grid}: give a size that is")
-    scene = sample_scene(rng, pictures, TRAIN, purpose="mmu")
-    canvas = Image.new("RGB", (size_px, size_px), scene.ground_rgb)
-    covers = np.empty((len(scene.things), grid, grid), np.float32)
-    for number, thing in enumerate(scene.things):
-        left, top, right, _ = (round(edge * size_px / CANVAS_PX) for edge in thing.box)
-        image = thing_image(thing, pictures, max(1, right - left))
-        canvas.paste(image, (left, top), image)
-        mask = Image.new("L", (size_px, size_px))
-        mask.paste(image.getchannel("A"), (left, top))
-        covers[number] = np.asarray(mask.reduce(size_px // grid), np.float32) / 255
-    winner = covers.argmax(0)  # (grid grid)
-    bare = covers.max(0) < MIN_INK
+    concept: Tensor
+    style: Tensor
+    tint: Tensor
+    ground: Tensor
 
-    def label(values: list[int], dtype: type) -> np.ndarray:
-        return np.where(bare, -1, np.array(values, dtype)[winner]).astype(dtype)
 
-    return np.asarray(canvas), {
-        "concept": label([thing.concept.index for thing in scene.things], np.int16),
-        "style": label([STYLE_NUMBER[thing.style] for thing in scene.things], np.int8),
-        "tint": label([-1 if t.tint is None else COLOUR_NUMBER[t.tint] for t in scene.things], np.int8),
-        "background": COLOUR_NUMBER[scene.ground],
-    }
+class DeviceScenes:
+    """All trained pictures in a device's memory, and batches of scenes made of them."""
+
+    def __init__(self, pictures: Pictures, device: torch.device, *, size_px: int = 128, grid: int = 8) -> None:
+        self.size_px, self.grid, self.device = size_px, grid, device
+        concepts = pictures.concepts
+        number = {concept.id: concept.index for concept in concepts}
+        kept = [
+            row
+            for row, (concept, style) in enumerate(pictures.listed)
+            if not held_out_picture(concept, style)
+            and (style != GLYPH_STYLE or concepts[number[concept]].tintable)
+        ]
+        rgba = torch.stack([torch.from_numpy(pictures.rgba[row].copy()) for row in kept]).permute(0, 3, 1, 2)
+        self.fine = rgba.contiguous().to(device)  # (N 4 128 128) uint8, straight alpha
+        halves = [_premultiplied(part) for part in self.fine.split(256)]
+        self.coarse = torch.cat([(F.avg_pool2d(part.float(), 2) * 255).to(torch.uint8) for part in halves])
+        self.concept = torch.tensor([number[pictures.listed[row][0]] for row in kept], device=device)
+        self.style = torch.tensor([STYLE_NUMBER[pictures.listed[row][1]] for row in kept], device=device)
+        far = torch.tensor([pictures.contrast[row] for row in kept], device=device)
+        self.seen_on = far >= MIN_CONTRAST  # (N colours)
+        self.palette = torch.tensor(list(COLOURS.values()), device=device) / 255
+        self.tint_seen = torch.cdist(self.palette * 255, self.palette * 255) >= MIN_CONTRAST
+        ids = [concept.id for concept in concepts]
+        upper = _table(device, [[i < j and unseen_pair(a, b) for j, b in enumerate(ids)] for i, a in enumerate(ids)])
+        self.pair_held = upper | upper.T  # (concepts concepts)
+        self.ground_held = _table(device, [[unseen_ground(i, c) for c in COLOUR_NAMES] for i in ids])
+        self.tint_held = _table(device, [[unseen_tint(i, c) for c in COLOUR_NAMES] for i in ids])
+        self.joins = _table(device, [concept.joins for concept in concepts])
+        # every concept alike, whatever the number of its pictures
+        self.weights = 1 / torch.bincount(self.concept, minlength=len(ids)).clamp_min(1)[self.concept].float()
+
+    @torch.no_grad()
+    def sample(self, b: int) -> tuple[Tensor, Labels]:
+        """b scenes: pixels (b 3 s s) float32 in [0,1] and their labels. Random numbers are the device's own."""
+        rows = torch.multinomial(self.weights, b * PLACES, replacement=True).view(b, PLACES)
+        x, y, side, used, alike = self._layout(b)
+        rows = torch.where(alike, rows[:, :1], rows)
+        tint, ground, used = self._colours(rows, used)
+        jitter = 0.04 * (2 * torch.rand(b, 3, device=self.device) - 1)
+        canvas = (self.palette[ground] + jitter).clamp(0, 1)[:, :, None, None].expand(b, 3, self.size_px, self.size_px)
+        covers = []
+        for place in range(PLACES):
+            canvas, ink = self._paste(canvas, rows[:, place], tint[:, place], x, y, side, used, place)
+            covers.append(F.adaptive_avg_pool2d(ink, self.grid)[:, 0])  # (b g g)
+        best, winner = torch.stack(covers, 1).max(1)
+        bare = best < MIN_INK
+
+        def label(values: Tensor) -> Tensor:
+            picked = values.gather(1, winner.flatten(1)).view_as(winner)
+            return picked.masked_fill(bare, -1)
+
+        return canvas, Labels(label(self.concept[rows]), label(self.style[rows]), label(tint), ground)
+
+    def _layout(self, b: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Centres and sides in parts of the canvas, which places are used, and which repeat the first (b k)."""
+        rand = torch.rand(5, b, PLACES, device=self.device)
+        kind = torch.multinomial(torch.tensor(LAYOUTS, device=self.device), b, replacement=True)[:, None]
+        place = torch.arange(PLACES, device=self.device)[None]
+        across = rand[4, :, :1] < 0.5  # two halves side by side, or one above the other
+        column = torch.where(kind == 2, place % 2, torch.where(across, place % 2, 0.5))
+        line = torch.where(kind == 2, place // 2, torch.where(across, 0.5, place % 2))
+        one = kind == 0
+        room = torch.where(one, 1.0, 0.5)  # the square a thing may fill
+        side = torch.where(one, 0.3 + 0.65 * rand[0], 0.24 + 0.24 * rand[0])
+        slack = room - side
+        x = torch.where(one, 0.5, 0.25 + 0.5 * column) + slack * (rand[1] - 0.5)
+        y = torch.where(one, 0.5, 0.25 + 0.5 * line) + slack * (rand[2] - 0.5)
+        count = torch.where(one, 1, torch.where(kind == 1, 2, PLACES))
+        used = (place < count) & ((kind < 2) | (rand[3] < 0.75) | (place == 0))
+        alike = (torch.rand(b, 1, device=self.device) < 0.4) & (kind > 0)
+        return x, y, side, used, alike & (place > 0)
+
+    def _colours(self, rows: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tints (b k, -1: none), ground (b), and the places (b k) that may be shown on it beside the first."""
+        concept = self.concept[rows]
+        glyph = self.style[rows] == STYLE_NUMBER[GLYPH_STYLE]
+        allowed = (~self.tint_held[concept]).float().flatten(0, 1)
+        tint = torch.multinomial(allowed, 1).view_as(rows)
+        same = rows == rows[:, :1]
+        tint = torch.where(same, tint[:, :1], tint)
+        seen = torch.where(glyph[..., None], self.tint_seen[tint], self.seen_on[rows])  # (b k colours)
+        fits = seen & ~self.ground_held[concept]
+        # where nothing stands out the most distant ground is drawn by the small constant: rare, and harmless
+        ground = torch.multinomial(fits[:, 0].float() + 1e-6, 1)[:, 0]
+        beside = fits.gather(2, ground[:, None, None].expand(-1, PLACES, 1))[..., 0]
+        joins = self.joins[concept]
+        beside &= joins & joins[:, :1]
+        for place in range(1, PLACES):
+            for earlier in range(place):
+                clash = self.pair_held[concept[:, place], concept[:, earlier]] & used[:, earlier]
+                beside[:, place] &= ~(clash & (concept[:, place] != concept[:, earlier]))
+        first = torch.arange(PLACES, device=self.device)[None] == 0
+        return tint.masked_fill(~glyph, -1), ground, used & (first | beside)
+
+    def _paste(
+        self, canvas: Tensor, rows: Tensor, tint: Tensor, x: Tensor, y: Tensor, side: Tensor, used: Tensor, place: int
+    ) -> tuple[Tensor, Tensor]:
+        """The canvas (b 3 s s) with one thing more on each, and that thing's ink (b 1 s s)."""
+        b = len(rows)
+        scale = 1 / side[:, place]
+        shift_x, shift_y = ((1 - 2 * centre[:, place]) * scale for centre in (x, y))
+        zero = torch.zeros_like(scale)
+        theta = torch.stack([scale, zero, shift_x, zero, scale, shift_y], 1).view(b, 2, 3)
+        grid = F.affine_grid(theta, [b, 4, self.size_px, self.size_px], align_corners=False)
+        layer = F.grid_sample(self.coarse[rows].float() / 255, grid, align_corners=False)
+        if place == 0:  # only the first is ever large enough to need every pixel
+            sharp = F.grid_sample(_premultiplied(self.fine[rows]).float(), grid, align_corners=False)
+            layer = torch.where((side[:, 0] > 0.5)[:, None, None, None], sharp, layer)
+        ink = layer[:, 3:] * used[:, place, None, None, None]
+        shade = self.palette[tint.clamp_min(0)] + 0.03 * (2 * torch.rand(b, 3, device=self.device) - 1)
+        flat = shade.clamp(0, 1)[:, :, None, None] * ink
+        colour = torch.where((tint >= 0)[:, None, None, None], flat, layer[:, :3] * used[:, place, None, None, None])
+        return canvas * (1 - ink) + colour, ink
+
+
+def _premultiplied(rgba: Tensor) -> Tensor:
+    """uint8 straight alpha (n 4 h w) to float16 in [0,1], colours times alpha: so that edges mix right."""
+    alpha = rgba[:, 3:].half() / 255
+    return torch.cat([rgba[:, :3].half() / 255 * alpha, alpha], 1)
+
+
+def _table(device: torch.device, values: list[bool] | list[list[bool]]) -> Tensor:
+    return torch.tensor(values, device=device)

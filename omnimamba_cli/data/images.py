@@ -13,7 +13,7 @@ from omnimamba_cli.errors import InputError
 
 Source = str | Path | bytes | Image.Image
 
-MAX_PIXELS = 256_000_000  # about 1 GB decoded; larger files are refused unread
+MAX_PIXELS = 178_000_000  # larger files are refused unread; Pillow itself refuses from 178,956,970 on
 
 
 def load_image(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:

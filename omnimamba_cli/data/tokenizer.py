@@ -38,12 +38,12 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without any special token. Lone surrogates become U+FFFD."""
-        clean = text.encode("utf-8", "replace").decode("utf-8")
-        return list(self.tokenizer.encode(clean, add_special_tokens=False).ids)
+        return list(self.tokenizer.encode(_whole(text), add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, in parallel."""
-        return [list(e.ids) for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        clean = [_whole(text) for text in texts]
+        return [list(e.ids) for e in self.tokenizer.encode_batch(clean, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; end-of-text and the model's special tokens are left out."""
@@ -53,6 +53,11 @@ class TextTokenizer:
     def stream(self) -> "TextStream":
         """A decoder that takes one id at a time."""
         return TextStream(self)
+
+
+def _whole(text: str) -> str:
+    """A text without lone surrogates, which no encoder takes (arguments that are no UTF-8 have them)."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class TextStream:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from PIL import Image
@@ -20,8 +20,10 @@ from omnimamba_cli.engine.checkpoint import load_directory
 from omnimamba_cli.errors import CheckpointError, InputError
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
-from omnimamba_cli.model.vision import VisionTowers
 from omnimamba_cli.model.vq import VQModel
+
+if TYPE_CHECKING:
+    from omnimamba_cli.model.vision import VisionTowers  # imports timm, which drawing does not need
 
 FinishReason = Literal["stop", "length"]
 
@@ -88,7 +90,7 @@ class Session:
         return model.eval()
 
     @cached_property
-    def towers(self) -> VisionTowers:
+    def towers(self) -> "VisionTowers":
         """The image encoders. Raises CheckpointError when the directory has none."""
         towers = load_directory(self.directory, device=self.device, dtype=self.dtype, parts=("vision",)).towers
         assert towers is not None
@@ -283,7 +285,8 @@ class Session:
             captions += [[]] * len(prompts)
         prefix = torch.tensor([sequences.t2i_prefix(self.config, ids) for ids in captions], device=self.device)
         codes = decode.decode_image(self.for_task("t2i"), prefix, config, seeds=seeds)
-        return [pixels_to_image(pixels) for pixels in self.vq.decode(codes)]
+        # one by one: in a batch convolutions round otherwise, and a pixel would depend on its neighbours' number
+        return [pixels_to_image(self.vq.decode(row[None])[0]) for row in codes]
 
 
 def load(model: str | Path = "nano", *, device: str = "auto", dtype: str = "auto") -> Session:

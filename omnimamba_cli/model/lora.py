@@ -40,7 +40,10 @@ class LoRALinear(nn.Module):
         self.lora = nn.ModuleDict(pairs)
 
     def forward(self, x: Tensor, task: Task) -> Tensor:
-        """x (... in) to (... out) for one task."""
+        """x (... in) to (... out) for one task.
+
+        On CUDA up to 7 meaningless columns may follow: the fast matrix kernels want a multiple of 8.
+        """
         if task not in self.lora:
             return F.linear(x, self.weight)
         pair = self.lora[task]
@@ -48,7 +51,8 @@ class LoRALinear(nn.Module):
             y = F.linear(x, self.weight)
             return y + F.linear(self.scale * F.linear(F.dropout(x, self.dropout), pair.A), pair.B)
         # one large product instead of a pass over the outputs
-        return F.linear(x, self.weight + self.scale * (pair.B @ pair.A))
+        weight = self.weight + self.scale * (pair.B @ pair.A)
+        return F.linear(x, F.pad(weight, (0, 0, 0, -len(weight) % 8)) if x.is_cuda else weight)
 
     def merged_weight(self, task: Task) -> Tensor:
         """W + scale * B A (out in), summed in float32 and rounded once to W's dtype."""

@@ -64,10 +64,12 @@ class Mamba2(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """z (b l e), x (b l h p), B and C (b l g n), dt (b l h) float32 and the new convolution history."""
         c = self.config
-        z, xBC, dt = self.in_proj(u, task).split([c.d_inner, c.conv_dim, c.nheads], dim=-1)
+        zxBCdt = self.in_proj(u, task)  # (b l d_in_proj), perhaps padded
+        # one split: its backward is one concatenation
+        z, xBC, dt = zxBCdt.split([c.d_inner, c.conv_dim, zxBCdt.shape[-1] - c.d_inner - c.conv_dim], dim=-1)
         xBC, history = ops.causal_conv(xBC, self.conv1d.weight[:, 0], self.conv1d.bias, conv_state)
         x, B, C = xBC.split([c.d_inner, c.ngroups * c.d_state, c.ngroups * c.d_state], dim=-1)
-        dt = F.softplus(dt.float() + self.dt_bias.float())
+        dt = F.softplus(dt[..., : c.nheads].float() + self.dt_bias.float())
         x = x.unflatten(-1, (c.nheads, c.headdim))  # (b l h p)
         B, C = (t.unflatten(-1, (c.ngroups, c.d_state)) for t in (B, C))  # (b l g n)
         return z, x, B, C, dt, history

@@ -23,6 +23,7 @@ class Tower(nn.Module):
         super().__init__()
         self.net = timm.create_model(config.name, pretrained=False, num_classes=0, **_options(config))
         kept = self.net.prune_intermediate_layers([config.layer], prune_norm=True, prune_head=True)
+        self.net.head = nn.Identity()  # some versions of timm leave the head's norm standing
         self.block = kept[0]
         self.is_vit = config.name.startswith("vit_")
         # plain numbers, not buffers: they survive construction on the meta device

@@ -188,7 +188,9 @@ class Quantizer(nn.Module):
 
     def nearest(self, z: Tensor) -> Tensor:
         """Unit vectors z (... code_dim) to codes (...): on the sphere the nearest has the largest product."""
-        return (z @ self.codebook().mT).argmax(-1)
+        # not by autocast: in bfloat16 many products near 1 are equal, and the first would win
+        with torch.autocast(z.device.type, enabled=False):
+            return (z.float() @ self.codebook().float().mT).argmax(-1)
 
 
 class VQModel(nn.Module):

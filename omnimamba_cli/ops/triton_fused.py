@@ -40,50 +40,60 @@ def _conv_forward(x_ptr, w_ptr, bias_ptr, history_ptr, y_ptr, l, c, sxb, sxl, ha
 
 
 @triton.jit
-def _conv_backward(x_ptr, w_ptr, bias_ptr, history_ptr, dy_ptr, dx_ptr, dw_ptr, dbias_ptr, dhistory_ptr, l, c,
-                   sxb, sxl, syb, syl, has_history: tl.constexpr, k: tl.constexpr, ROWS: tl.constexpr,
-                   COLUMNS: tl.constexpr):  # fmt: skip
-    """One program a row of the batch and a block of channels; it walks through time and keeps the weights' sums."""
+def _conv_backward_weights(x_ptr, w_ptr, bias_ptr, history_ptr, dy_ptr, dpre_ptr, dw_ptr, dbias_ptr, l, c,
+                           sxb, sxl, syb, syl, has_history: tl.constexpr, k: tl.constexpr, ROWS: tl.constexpr,
+                           COLUMNS: tl.constexpr):  # fmt: skip
+    """The gradient before SiLU, and the sums over time for weight and bias: one program a row and block of channels."""
     row = tl.program_id(0).to(tl.int64)
     cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    here = (cs < c)[None]
     x_ptr += row * sxb
     dy_ptr += row * syb
     history_ptr += row * (k - 1) * c
     bias = tl.load(bias_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
     taps = tl.arange(0, k)
-    w_all = tl.load(w_ptr + cs[:, None] * k + taps[None], mask=(cs < c)[:, None], other=0.0).to(tl.float32)  # (C k)
     dw = tl.zeros((COLUMNS, k), tl.float32)
     dbias = tl.zeros((COLUMNS,), tl.float32)
-    first = 0
-    if has_history:
-        first = -ROWS  # one tile before time 0, for the history's gradient
-    for start in range(first, l, ROWS):
+    for start in range(0, l, ROWS):
         rows = start + tl.arange(0, ROWS)
-        dx = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for s in tl.static_range(k):
-            at = rows + s  # the outputs that read input `rows` through tap k-1-s
-            pre = tl.zeros((ROWS, COLUMNS), tl.float32) + bias[None]
-            for i in tl.static_range(k):
-                w = tl.sum(tl.where(taps[None] == i, w_all, 0.0), 1)
-                pre += _tap(x_ptr, history_ptr, at - (k - 1) + i, cs, l, c, sxl, k, has_history) * w[None]
-            gate = tl.sigmoid(pre)
-            valid = ((at >= 0) & (at < l))[:, None] & here
-            dy = tl.load(dy_ptr + at[:, None] * syl + cs[None], mask=valid, other=0.0).to(tl.float32)
-            dpre = dy * gate * (1 + pre * (1 - gate))
-            dx += dpre * tl.sum(tl.where(taps[None] == k - 1 - s, w_all, 0.0), 1)[None]
-            if s == 0:
-                dbias += tl.sum(dpre, 0)
-                for i in tl.static_range(k):
-                    seen = _tap(x_ptr, history_ptr, at - (k - 1) + i, cs, l, c, sxl, k, has_history)
-                    dw += tl.where(taps[None] == i, tl.sum(dpre * seen, 0)[:, None], 0.0)
-        inside = ((rows >= 0) & (rows < l))[:, None] & here
-        tl.store(dx_ptr + (row * l + rows)[:, None] * c + cs[None], dx, mask=inside)
-        if has_history:
-            old = ((rows < 0) & (rows >= 1 - k))[:, None] & here
-            tl.store(dhistory_ptr + (row * (k - 1) + rows + k - 1)[:, None] * c + cs[None], dx, mask=old)
+        valid = (rows < l)[:, None] & (cs < c)[None]
+        pre = tl.zeros((ROWS, COLUMNS), tl.float32) + bias[None]
+        for i in tl.static_range(k):
+            w = tl.load(w_ptr + cs * k + i, mask=cs < c, other=0.0).to(tl.float32)
+            pre += _tap(x_ptr, history_ptr, rows - (k - 1) + i, cs, l, c, sxl, k, has_history) * w[None]
+        gate = tl.sigmoid(pre)
+        dy = tl.load(dy_ptr + rows[:, None] * syl + cs[None], mask=valid, other=0.0).to(tl.float32)
+        dpre = dy * gate * (1 + pre * (1 - gate))
+        tl.store(dpre_ptr + (row * l + rows)[:, None] * c + cs[None], dpre, mask=valid)
+        dbias += tl.sum(dpre, 0)
+        for i in tl.static_range(k):
+            seen = _tap(x_ptr, history_ptr, rows - (k - 1) + i, cs, l, c, sxl, k, has_history)
+            dw += tl.where(taps[None] == i, tl.sum(dpre * seen, 0)[:, None], 0.0)
     tl.store(dw_ptr + (row * c + cs)[:, None] * k + taps[None], dw, mask=(cs < c)[:, None])
     tl.store(dbias_ptr + row * c + cs, dbias, mask=cs < c)
+
+
+@triton.jit
+def _conv_backward_inputs(dpre_ptr, w_ptr, dx_ptr, dhistory_ptr, l, c, has_history: tl.constexpr, k: tl.constexpr,
+                          ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """dx(t) = sum over taps of w dpre(t + k - 1 - tap); with a history the first tile lies before time 0."""
+    row = tl.program_id(0).to(tl.int64)
+    cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    here = (cs < c)[None]
+    tile = tl.program_id(2)
+    if has_history:
+        tile = tile - 1
+    rows = tile * ROWS + tl.arange(0, ROWS)
+    dpre_ptr += row * l * c
+    dx = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for s in tl.static_range(k):
+        at = rows + s
+        w = tl.load(w_ptr + cs * k + k - 1 - s, mask=cs < c, other=0.0).to(tl.float32)
+        valid = ((at >= 0) & (at < l))[:, None] & here
+        dx += tl.load(dpre_ptr + at[:, None] * c + cs[None], mask=valid, other=0.0).to(tl.float32) * w[None]
+    tl.store(dx_ptr + (row * l + rows)[:, None] * c + cs[None], dx, mask=((rows >= 0) & (rows < l))[:, None] & here)
+    if has_history:
+        old = ((rows < 0) & (rows > -k))[:, None] & here
+        tl.store(dhistory_ptr + (row * (k - 1) + rows + k - 1)[:, None] * c + cs[None], dx, mask=old)
 
 
 class _Conv(torch.autograd.Function):
@@ -106,14 +116,18 @@ class _Conv(torch.autograd.Function):
         b, l, c = x.shape
         k = weight.shape[1]
         dy = dy if dy.stride(-1) == 1 else dy.contiguous()
-        dx = torch.empty(b, l, c, dtype=x.dtype, device=x.device)
+        dx, dpre = (torch.empty(b, l, c, dtype=x.dtype, device=x.device) for _ in range(2))
         dw, dbias = x.new_empty(b, c, k, dtype=torch.float32), x.new_empty(b, c, dtype=torch.float32)
         dhistory = None if history is None else torch.empty_like(history)
-        _conv_backward[(b, triton.cdiv(c, COLUMNS))](
-            x, weight, bias, x if history is None else history, dy, dx, dw, dbias,
-            dx if dhistory is None else dhistory, l, c, x.stride(0), x.stride(1), dy.stride(0), dy.stride(1),
-            has_history=history is not None, k=k, ROWS=ROWS, COLUMNS=COLUMNS,
+        sizes = {"has_history": history is not None, "k": k, "ROWS": ROWS, "COLUMNS": COLUMNS}
+        columns = triton.cdiv(c, COLUMNS)
+        _conv_backward_weights[(b, columns)](
+            x, weight, bias, x if history is None else history, dy, dpre, dw, dbias, l, c,
+            x.stride(0), x.stride(1), dy.stride(0), dy.stride(1), **sizes,
         )  # fmt: skip
+        _conv_backward_inputs[(b, columns, triton.cdiv(l, ROWS) + (history is not None))](
+            dpre, weight, dx, dx if dhistory is None else dhistory, l, c, **sizes
+        )
         return dx, dw.sum(0).to(weight.dtype), dbias.sum(0).to(bias.dtype), dhistory
 
 

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 64  # rows a tile of the matrix units; the result does not depend on it
+CHUNK = 32  # rows a tile of the matrix units; the result does not depend on it
+FORWARD_WARPS, BACKWARD_WARPS = 4, 4
 
 
 @triton.jit
@@ -189,7 +190,7 @@ class _Scan(torch.autograd.Function):
         last = torch.empty(b, h, p, n, dtype=torch.float32, device=x.device)
         _forward[(b * h,)](
             x, dt, A, B, C, D, state, y, last, l, h, h // g, *_strides(x, dt, B, C),
-            has_state=state is not None, **_sizes(x, B), num_warps=4,
+            has_state=state is not None, **_sizes(x, B), num_warps=FORWARD_WARPS,
         )  # fmt: skip
         ctx.save_for_backward(x, dt, A, B, C, D, state)
         return y, last
@@ -212,7 +213,7 @@ class _Scan(torch.autograd.Function):
         _backward[(b * h,)](
             x, dt, A, B, C, D, state, dy.contiguous(), dlast, scratch, dx, ddt, dA, dB, dC, dD, dstate,
             l, h, h // g, *_strides(x, dt, B, C),
-            has_state=state is not None, has_dlast=dlast is not None, **sizes, num_warps=8,
+            has_state=state is not None, has_dlast=dlast is not None, **sizes, num_warps=BACKWARD_WARPS,
         )  # fmt: skip
         dB, dC = (t.unflatten(2, (g, h // g)).sum(3, dtype=torch.float32).to(x.dtype) for t in (dB, dC))
         return dx, ddt.to(dt.dtype), dA.sum(0).to(A.dtype), dB, dC, dD.sum(0).to(D.dtype), (

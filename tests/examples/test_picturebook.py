@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "picturebook"))
 
@@ -23,7 +24,7 @@ import scenes
 import splits
 from fetch import PACKAGES, SETS
 from pictures import Pictures
-from tower import tower_sample
+from tower import DeviceScenes
 
 # Written down once: a change here would let a model train on what it is tested with.
 GOLDEN_UNIT = 0.01599328831739962
@@ -263,18 +264,37 @@ def test_compose_draws_things_on_their_ground(pictures: Pictures, train_scenes: 
 
 
 def test_tower_labels_match_the_pixels(pictures: Pictures) -> None:
-    rng = random.Random(19)
-    for _ in range(50):
-        image, labels = tower_sample(rng, pictures)
-        bare = labels["concept"] < 0
-        assert labels["concept"].shape == (8, 8)
-        assert labels["concept"].dtype == np.int16
-        assert ((labels["style"] < 0) == bare).all()
-        assert not (labels["style"] == SETS.index("streamline")).any()
-        cells = image.reshape(8, 16, 8, 16, 3).transpose(0, 2, 1, 3, 4).reshape(8, 8, 256, 3)
-        ground = np.array(palette.COLOURS[palette.COLOUR_NAMES[labels["background"]]])
-        far = np.abs(cells[bare].astype(int) - ground).max(-1)
-        assert not bare.any() or (np.median(far, axis=-1) <= scenes.GROUND_JITTER["mmu"]).all()
+    torch.manual_seed(19)
+    made = DeviceScenes(pictures, torch.device("cpu"))
+    pixels, labels = made.sample(64)
+    assert pixels.shape == (64, 3, 128, 128)
+    assert 0 <= float(pixels.min()) <= float(pixels.max()) <= 1
+    bare = labels.concept < 0
+    assert labels.concept.shape == (64, 8, 8)
+    assert ((labels.style < 0) == bare).all()
+    assert bool((~bare).any((1, 2)).all())
+    ground = torch.tensor([palette.COLOURS[palette.COLOUR_NAMES[i]] for i in labels.ground]) / 255
+    cells = pixels.unfold(2, 16, 16).unfold(3, 16, 16).flatten(4)  # (b 3 g g pixels)
+    far = (cells - ground[:, :, None, None, None]).abs().amax(1).median(-1).values  # (b g g)
+    assert float(far[bare].max()) <= 0.05
+
+
+def test_tower_never_sees_what_is_held_out(pictures: Pictures) -> None:
+    torch.manual_seed(23)
+    made = DeviceScenes(pictures, torch.device("cpu"))
+    ids = [concept.id for concept in pictures.concepts]
+    for _ in range(20):
+        _, labels = made.sample(64)
+        assert not (labels.style == SETS.index("streamline")).any()
+        for concept, style, tint, ground in zip(labels.concept, labels.style, labels.tint, labels.ground, strict=True):
+            shown = sorted({ids[i] for i in concept.flatten().tolist() if i >= 0})
+            colour = palette.COLOUR_NAMES[int(ground)]
+            assert not any(splits.unseen_pair(a, b) for a, b in combinations(shown, 2))
+            assert not any(splits.unseen_ground(i, colour) for i in shown)
+            for i, s, t in set(zip(concept.flatten().tolist(), style.flatten().tolist(), tint.flatten().tolist())):
+                if i >= 0:
+                    assert not splits.held_out_picture(ids[i], SETS[s])
+                    assert t < 0 or not splits.unseen_tint(ids[i], palette.COLOUR_NAMES[t])
 
 
 def test_make_writes_the_same_bytes_with_one_and_two_processes(tmp_path: Path) -> None:

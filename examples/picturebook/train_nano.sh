@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# nano from rendered pictures to a packed model, by the public commands. Every step that is done is skipped, and
+# training continues from its newest snapshot: run it again until it says "nano is ready".
+#
+#   examples/picturebook/train_nano.sh DATA OUT [STEP...]     STEP: pictures scenes tower vq codes t2i mmu both pack
+#
+# DATA holds the picture sets (fetched by make.py), OUT what is made of them. Sizes and minutes below are those of an
+# H100; a language model from scratch has no pretrained base, so stage 1 opens more than the paper's table does.
+set -euo pipefail
+
+data=$1 out=$2
+shift 2
+here=$(cd "$(dirname "$0")" && pwd)
+python=${PYTHON:-python3}
+omnimamba="$python -m omnimamba_cli"
+workers=${WORKERS:-$(nproc)}
+
+run_pictures() { $python "$here/make.py" "$data" prepare; }
+
+run_scenes() {
+  [ -e "$out/tokenizer.json" ] && return
+  $python "$here/make.py" "$data" images --n "${IMAGES:-60000}" --out "$out/images" --seed 1
+  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-300000}" --out "$out/captions" --seed 2
+  $python "$here/make.py" "$data" train-mmu --n "${TALKS:-150000}" --out "$out/talks" --seed 3
+  $omnimamba train-tokenizer text --data "$out/captions/captions.jsonl" --data "$out/talks/mmu.json" \
+    --vocab-size 2048 -o "$out/tokenizer.json"
+}
+
+run_tower() {
+  [ -e "$out/tower/tower.json" ] && return
+  $python "$here/train_tower.py" "$data" -o "$out/tower" --minutes "${TOWER_MINUTES:-5}" --compile
+}
+
+run_vq() {
+  $omnimamba train-tokenizer image ${VQ_INIT:+--init "$VQ_INIT"} --data "$out/images" --preset nano --batch 128 --lr 6e-4 --warmup 100 --ema 0.995 \
+    --steps "${VQ_STEPS:-4000}" --clock-minutes "${VQ_MINUTES:-5}" --compile --workers "$workers" -o "$out/vq" --resume
+}
+
+run_codes() {
+  [ -e "$out/codes.jsonl" ] && return
+  $omnimamba tokenize --data "$out/captions/captions.jsonl" --vq "$out/vq" --batch-size 512 --workers "$workers" \
+    -o "$out/codes.jsonl"
+}
+
+# drawing first: it needs the whole backbone
+run_t2i() {
+  $omnimamba train-stage1 --task t2i --init nano --unfreeze backbone --data "$out/codes.jsonl" \
+    --tokenizer "$out/tokenizer.json" --vq "$out/vq" --batch 256 --lr 2e-3 --warmup 200 --ema 0.99 \
+    --steps 100000 --clock-minutes "${T2I_MINUTES:-3}" -o "$out/t2i" --resume
+}
+
+# then looking, on that backbone: the paper's parts, and what a fresh model has no pretrained values for
+run_mmu() {
+  $omnimamba train-stage1 --task mmu --init "$out/t2i" --unfreeze text_embedding --unfreeze mmu_positions \
+    --keep-question --data "$out/talks/mmu.json" --vision "$out/tower" --batch 192 --lr 2e-3 --warmup 100 --ema 0.99 \
+    --steps 100000 --clock-minutes "${MMU_MINUTES:-1}" --workers "$workers" -o "$out/mmu" --resume
+}
+
+# both results are in the last one, since the second run started from the first
+run_both() {
+  $omnimamba train-stage2 --init "$out/mmu" --data-mmu "$out/talks/mmu.json" --data-t2i "$out/codes.jsonl" \
+    --batch-mmu 96 --batch-t2i 224 --lr 1.5e-3 --warmup 200 --ema 0.999 --steps 100000 \
+    --clock-minutes "${BOTH_MINUTES:-14}" --max-minutes "${BOTH_STOP:-0}" --workers "$workers" -o "$out/both" --resume
+}
+
+run_pack() { $python "$here/pack.py" "$out/both" "${PACKED:-weights/nano}"; }
+
+for step in "${@:-pictures scenes tower vq codes t2i mmu both pack}"; do
+  for name in $step; do
+    echo "== $name" >&2
+    "run_$name"
+  done
+done
+echo "nano is ready" >&2

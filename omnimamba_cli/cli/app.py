@@ -1,0 +1,168 @@
+"""The command `omnimamba`: which subcommands there are, and how an error becomes an exit code.
+
+Loads only the subcommand that was asked for; nothing here imports torch.
+"""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from omnimamba_cli import __version__
+from omnimamba_cli.cli.output import Output, silence_stdout, use_utf8
+from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError
+
+# command: (module in this folder, its line in `omnimamba --help`)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "caption": ("caption", "Say what is in pictures, or answer a question about them."),
+    "generate": ("generate", "Draw pictures from words."),
+    "convert": ("convert", "Make a model directory from published checkpoint files."),
+    "doctor": ("doctor", "Show versions, devices, kernels and installed models."),
+    "eval": ("eval", "Measure how well a model names and draws."),
+    "train-tokenizer": ("train_tokenizer", "Train a text tokenizer (BPE) or an image tokenizer (VQ)."),
+    "tokenize": ("tokenize", "Turn pictures with captions into training tokens."),
+    "train-stage1": ("train_stage1", "Train one task's own parts."),
+    "train-stage2": ("train_stage2", "Train both tasks together."),
+}
+
+EPILOG = """\b
+Environment (an option wins over it):
+  OMNIMAMBA_MODEL    what --model would say
+  OMNIMAMBA_DEVICE   what --device would say
+  OMNIMAMBA_DTYPE    what --dtype would say
+  OMNIMAMBA_SEED     what --seed would say
+  OMNIMAMBA_KERNELS  torch or mamba-ssm
+  NO_COLOR, FORCE_COLOR, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured.
+
+\b
+Exit codes:
+  0  done                     5    device, kernel or memory
+  1  a bug in this program    6    some of the inputs failed
+  2  wrong use                130  stopped by Ctrl-C
+  3  input or output file     141  the reader of stdout went away
+  4  model or download
+"""
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+FILE_ERRORS = {  # what a disk or a path can say; other OSErrors are bugs
+    getattr(errno, name)
+    for name in ("EACCES EDQUOT EEXIST EFBIG EIO EISDIR ELOOP ENAMETOOLONG ENOENT ENOSPC ENOTDIR EPERM EROFS".split())
+    if hasattr(errno, name)  # Windows lacks some
+}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Output().line(f"omnimamba {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Name what is in a picture and draw pictures from words, with one small model.
+
+    \b
+    omnimamba generate "a red fox" -o fox.png
+    omnimamba caption fox.png "what is here?"
+    omnimamba COMMAND --help
+    """
+
+
+def _listed_only() -> None:
+    """Stands for a command that was not asked for, so that its module need not be loaded."""
+    raise AssertionError("a command was run that was not loaded")
+
+
+def load_command(name: str) -> Callable[..., object]:
+    """The function behind a subcommand."""
+    module = import_module(f"omnimamba_cli.cli.{COMMANDS[name][0]}")
+    command: Callable[..., object] = module.command
+    return command
+
+
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The application for one command line: the named subcommand whole, the others by name and help line."""
+    app = typer.Typer(
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings=SETTINGS,
+        epilog=EPILOG,
+    )
+    app.callback()(_root)
+    # a shell that asks for completions puts the line into the environment: bash the one, zsh and fish the other
+    line = f"{os.environ.get('COMP_WORDS', '')} {os.environ.get('_TYPER_COMPLETE_ARGS', '')}"
+    words = line.split()[1:] if "_OMNIMAMBA_COMPLETE" in os.environ else arguments
+    named = next((word for word in words if not word.startswith("-")), None)
+    for name, (_, summary) in COMMANDS.items():
+        if name == named:
+            app.command(name, short_help=summary)(load_command(name))
+        else:
+            app.command(name, help=summary)(_listed_only)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    use_utf8()
+    out = Output()
+    try:
+        result = build(arguments)(arguments or ["--help"], prog_name="omnimamba", standalone_mode=False, obj=out)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except SystemExit as stop:
+        # the parser swaps stdout when the reader of its help has gone, and would exit with 1
+        return stop.code if sys.stdout is out.stdout and isinstance(stop.code, int) else ExitCode.CLOSED_PIPE
+    except BrokenPipeError:
+        silence_stdout()
+        return ExitCode.CLOSED_PIPE
+    except Exception as error:
+        return report(error, out)
+    if not arguments:
+        return ExitCode.USAGE
+    return result if isinstance(result, int) else ExitCode.DONE
+
+
+def report(error: Exception, out: Output) -> int:
+    """Says what went wrong in one line, and what to do in another; returns the exit code."""
+    known = as_known(error)
+    if known is not None:
+        out.error(known.message, known.hint)
+        out.traceback(error)
+        return known.exit_code
+    if hasattr(error, "format_message"):  # the parser's own errors; its classes move between versions
+        where = getattr(getattr(error, "ctx", None), "command_path", "omnimamba")
+        # some versions of the parser and of Typer both suggest, one after the other
+        message = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", str(error.format_message()))
+        out.error(message, hint=f"{where} --help")
+        return ExitCode.USAGE
+    hint = None if out.verbose >= 2 else "this is a bug; run again with -vv to see where"
+    out.error(f"{type(error).__name__}: {error}".rstrip(": "), hint)
+    out.traceback(error)
+    return ExitCode.BUG
+
+
+def as_known(error: Exception) -> OmniMambaError | None:
+    """The error a user can act on, or None for a bug."""
+    if isinstance(error, OmniMambaError):
+        return error
+    # by name: importing torch to ask would cost a second
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or _cpu_memory(error):
+        reason = str(error).split("\n")[0].rstrip(".") or "no more is to be had"
+        return DeviceError(f"out of memory: {reason}", hint="try --dtype bf16, a smaller --batch-size or --device cpu")
+    if isinstance(error, OSError) and error.errno in FILE_ERRORS:
+        name = f"{error.filename}: " if error.filename is not None else ""
+        return InputError(f"{name}{(error.strerror or str(error)).lower()}")
+    return None
+
+
+def _cpu_memory(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

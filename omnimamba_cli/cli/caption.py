@@ -1,0 +1,234 @@
+"""`omnimamba caption`: pictures in, words out, each as soon as it is known."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from omnimamba_cli.cli import inputs, models
+from omnimamba_cli.cli.inputs import Picture
+from omnimamba_cli.cli.options import (
+    BatchSize,
+    Color,
+    Device,
+    Dtype,
+    FromFile,
+    Json,
+    MaxNewTokens,
+    MinP,
+    Model,
+    NulSeparated,
+    Quiet,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    Verbose,
+    configure,
+    given,
+)
+from omnimamba_cli.cli.output import Output
+from omnimamba_cli.errors import ExitCode, InputError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from omnimamba_cli.config import SamplingConfig
+    from omnimamba_cli.engine.session import CaptionResult, Session
+
+
+def command(
+    ctx: typer.Context,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE... [QUESTION]", help="Pictures (- is stdin), then perhaps a question."),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="The question; every argument is then a picture."),
+    ] = None,
+    from_file: FromFile = None,
+    nul: NulSeparated = False,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    max_new_tokens: MaxNewTokens = None,
+    seed: Seed = None,
+    batch_size: BatchSize = None,
+    with_filename: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-filename/--no-filename",
+            "-H",
+            help="Put the picture's name and a tab before its caption; by default when there are several.",
+            show_default=False,
+        ),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Show a single caption while it is written.")
+    ] = True,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first picture that fails.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    color: Color = "auto",
+) -> int:
+    """Say what is in pictures, or answer a question about them.
+
+    \b
+    omnimamba caption fox.png
+    omnimamba caption fox.png "what colour is the background?"
+    omnimamba caption photos/*.jpg --json > captions.jsonl
+    curl -s https://example.org/cat.jpg | omnimamba caption - "what is here?"
+
+    The answer is the likeliest one unless --temperature says otherwise. One picture prints the caption
+    alone; several print NAME, a tab, and the caption on one line each.
+    """
+    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    settings = given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        max_new_tokens=max_new_tokens,
+    )
+    pictures, question = inputs.split_question(arguments or [], prompt)
+    if from_file is not None:
+        inputs.refuse_stdin_twice(from_file == "-", *(p.name == "-" for p in pictures))
+        pictures += [Picture(name) for name in inputs.read_list(from_file, nul)]
+    if not pictures:
+        raise UsageError("there is no picture to look at", hint='omnimamba caption fox.png "what is here?"')
+    several = len(pictures) > 1
+    run = Run(
+        out, question, settings, seed, model, device, dtype, names=several if with_filename is None else with_filename
+    )
+    if stream and not several and not json:
+        run.stream(pictures[0])
+        return ExitCode.DONE
+    return run.batch(pictures, batch_size or 1, fail_fast)
+
+
+@dataclass
+class Run:
+    """One command's settings; the model is opened when the first picture turned out to be one."""
+
+    out: Output
+    question: str | None
+    settings: dict[str, float | int]
+    seed: int | None
+    model: str | None
+    device: str
+    dtype: str
+    names: bool
+    _opened: "tuple[Session, SamplingConfig] | None" = None
+
+    def open(self) -> "tuple[Session, SamplingConfig]":
+        """The session and how it samples; draws and reports a seed where one is needed."""
+        if self._opened is None:
+            session = models.open_session(self.out, self.model, self.device, self.dtype)
+            sampling = replace(session.config.caption_sampling, **self.settings)  # type: ignore[arg-type]  # by field
+            if sampling.temperature > 0 and self.seed is None:
+                self.seed = models.new_seed()
+                self.out.note(f"seed {self.seed}")
+            self._opened = session, sampling
+        return self._opened
+
+    def stream(self, picture: Picture) -> None:
+        """One picture, its caption shown piece by piece."""
+        image = read(picture)
+        session, sampling = self.open()
+        if self.names:
+            self.out.piece(f"{picture.name}\t")
+        reason = None
+        for event in session.stream_caption(image, self.question, sampling=sampling, seed=self.seed):
+            text = folded(event.text) if self.names else event.text
+            if text:
+                self.out.piece(text)
+            reason = event.finish_reason
+        self.out.line("")
+        if reason == "length":
+            self.out.detail(f"the caption ends after {sampling.max_new_tokens} tokens (--max-new-tokens)")
+
+    def batch(self, pictures: Sequence[Picture], batch_size: int, fail_fast: bool) -> int:
+        """Many pictures, a result a line; a bad one is reported and passed over."""
+        failed = 0
+        remaining = iter(enumerate(pictures))
+        with self.out.progress("looking", total=len(pictures)) as bar:
+            while chunk := list(islice(remaining, batch_size)):
+                good: list[tuple[int, Picture, Image]] = []
+                for index, picture in chunk:
+                    try:
+                        good.append((index, picture, read(picture)))
+                    except InputError as error:
+                        if len(pictures) == 1:
+                            raise
+                        failed += 1
+                        self.out.error(error.message, error.hint)
+                        if fail_fast:
+                            break
+                for _, picture, result, seed in self.answers(good):
+                    self.show(picture, result, seed)
+                if failed and fail_fast:
+                    break
+                bar.advance(len(chunk))
+        if failed:
+            self.out.note(f"{failed} of {len(pictures)} pictures failed")
+        return ExitCode.SOME_FAILED if failed else ExitCode.DONE
+
+    def answers(
+        self, good: "list[tuple[int, Picture, Image]]"
+    ) -> "Iterator[tuple[int, Picture, CaptionResult, int | None]]":
+        """The captions of one batch; picture i of the run draws with seed + i whatever came before it."""
+        while good:
+            session, sampling = self.open()
+            # the engine counts seeds from a batch's first row: split where a bad picture left a gap
+            run = 1
+            while run < len(good) and good[run][0] == good[0][0] + run:
+                run += 1
+            part, good = good[:run], good[run:]
+            seed = None if self.seed is None else self.seed + part[0][0]
+            questions = [self.question] * len(part)
+            results = session.captions([image for *_, image in part], questions, sampling=sampling, seed=seed)
+            for row, ((index, picture, _), result) in enumerate(zip(part, results, strict=True)):
+                yield index, picture, result, None if seed is None else seed + row
+
+    def show(self, picture: Picture, result: "CaptionResult", seed: int | None) -> None:
+        """One result, as a JSON line or as text."""
+        if not self.out.json:
+            name = f"{picture.name}\t" if self.names else ""
+            self.out.line(name + (folded(result.text) if self.names else result.text))
+            return
+        session, sampling = self.open()
+        self.out.record(
+            {
+                "image": picture.name,
+                "question": self.question or session.config.default_question,
+                "caption": result.text,
+                "finish_reason": result.finish_reason,
+                "tokens": result.tokens,
+                "seconds": round(result.seconds, 3),
+                "seed": seed if sampling.temperature > 0 else None,
+                "model": session.config.name,
+            }
+        )
+
+
+def read(picture: Picture) -> "Image":
+    """A picture decoded, before any model is loaded. Raises InputError by the name the user wrote."""
+    from omnimamba_cli.data.images import load_image
+
+    return load_image(picture.source(), name=picture.name)
+
+
+def folded(text: str) -> str:
+    """On one line: line ends and tabs become spaces."""
+    return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ").replace("\t", " ")

@@ -1,0 +1,102 @@
+"""Every option that more than one command has, written once.
+
+Use as annotations: `def command(ctx: typer.Context, model: Model = None, quiet: Quiet = False, ...)`,
+then `out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)`.
+"""
+
+import warnings
+from typing import Annotated, Literal
+
+import typer
+
+from omnimamba_cli.cli.output import ColorChoice, Output
+
+DtypeChoice = Literal["auto", "bf16", "fp16", "fp32"]
+FormatChoice = Literal["png", "jpeg", "webp"]
+
+# which model, and where it runs
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="OMNIMAMBA_MODEL",
+        metavar="NAME|DIR|ORG/REPO",
+        help="Installed model, model directory or Hub repository (org/repo@revision). Without it: nano.",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", envvar="OMNIMAMBA_DEVICE", metavar="auto|cpu|cuda[:N]|mps", help="Where the model runs."),
+]
+Dtype = Annotated[
+    DtypeChoice,
+    typer.Option("--dtype", envvar="OMNIMAMBA_DTYPE", help="Number format to compute in."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        envvar="OMNIMAMBA_SEED",
+        metavar="N",
+        min=0,
+        max=2**53 - 1,  # what every JSON reader keeps exactly
+        help="Makes a run repeatable. Without it one is drawn and reported.",
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="N", min=1, help="How many at once; changes memory and speed, not results."),
+]
+
+# how tokens are drawn; without these the model's own settings hold
+Temperature = Annotated[float | None, typer.Option("--temperature", metavar="X", help="0 takes the likeliest token.")]
+TopK = Annotated[int | None, typer.Option("--top-k", metavar="N", help="Draw from the N likeliest; 0 is off.")]
+TopP = Annotated[float | None, typer.Option("--top-p", metavar="X", help="Draw from this share of probability.")]
+MinP = Annotated[float | None, typer.Option("--min-p", metavar="X", help="Drop tokens below X times the likeliest.")]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option("--repetition-penalty", metavar="X", help="Above 1 avoids repeats.")
+]
+MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest answer, in tokens.")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", metavar="X", help="How closely to follow the prompt; 1 is off.")
+]
+
+# files
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
+FromFile = Annotated[
+    str | None,
+    typer.Option("--from", metavar="FILE", help="Read more inputs from FILE, one a line; - is stdin."),
+]
+NulSeparated = Annotated[bool, typer.Option("-0", help="Inputs in --from end with NUL, not with a line end.")]
+
+# on every command
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, help="Device, kernels, timings; -vv for tracebacks.", show_default=False
+    ),
+]
+Color = Annotated[ColorChoice, typer.Option("--color", help="Colour on stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+
+
+def configure(ctx: typer.Context, *, quiet: bool, verbose: int, color: ColorChoice, json: bool = False) -> Output:
+    """The run's Output, set to the common options."""
+    out = ctx.find_object(Output) or Output()
+    out.configure(quiet=quiet, verbose=verbose, color=color, json=json)
+    if verbose < 2:
+        warnings.simplefilter("ignore")  # of libraries; ours go through `out`
+    return out
+
+
+def given(**settings: float | int | None) -> dict[str, float | int]:
+    """The sampling settings that were given, by SamplingConfig field; raises ConfigError for one out of range."""
+    from omnimamba_cli.config import SamplingConfig
+
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    SamplingConfig(**chosen)  # type: ignore[arg-type]  # ints and floats by field, checked by the dataclass
+    return chosen

@@ -1,0 +1,56 @@
+"""What a training run tells whoever runs it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A remark a user should read once: what trains, what was skipped, what was fallen back to."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The state of a run, every log_every steps; also a line of metrics.jsonl."""
+
+    step: int
+    steps: int
+    values: dict[str, float]  # means since the last report: losses, grad_norm; and lr, tokens_per_s
+    seconds: float  # of training, earlier parts of a resumed run included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A snapshot or a result on disk."""
+
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Pictures to look at."""
+
+    image: "Image.Image"
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The end: complete, or stopped in time with a snapshot to resume from."""
+
+    step: int
+    steps: int
+    complete: bool
+    reason: str
+    path: Path | None = None
+    values: dict[str, float] = field(default_factory=dict)  # the last report's
+
+
+Event = Note | Progress | Saved | Sheet | Finished

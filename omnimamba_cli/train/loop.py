@@ -1,0 +1,276 @@
+"""The one training loop: every stage and the image tokenizer run through it.
+
+A run is a function of its settings and its step: random numbers are seeded by (seed, step, process) and the data by
+position, so a snapshot is weights, moments and a step number, and a resumed run repeats the rest to the last bit.
+"""
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor, nn
+
+from omnimamba_cli.errors import InputError, OmniMambaError, UsageError
+from omnimamba_cli.train import snapshots
+from omnimamba_cli.train.events import Event, Finished, Note, Progress, Saved
+from omnimamba_cli.train.metrics import MetricsFile
+from omnimamba_cli.train.optimiser import Average, adamw, learning_rate
+from omnimamba_cli.train.state import fingerprint, restore, tensors_of
+
+Precision = Literal["no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Settings of a run that do not depend on what is trained."""
+
+    steps: int
+    lr: float  # peak
+    warmup: int = 0  # steps
+    lr_floor: float = 0.01  # share of the peak at the end
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest gradient norm
+    precision: Precision = "no"
+    accumulate: int = 1  # micro-batches a step
+    ema: float = 0.0  # decay of the weights' average; 0: none
+    seed: int = 0
+    log_every: int = 50  # steps
+    save_every: int = 0  # steps between snapshots; 0: by minutes alone
+    save_minutes: float = 10.0  # between snapshots; 0: by steps alone
+    keep: int = 2  # snapshots
+    max_minutes: float = 0.0  # of this run; 0: no limit
+    clock_minutes: float = 0.0  # the rate's curve ends then, whatever the step; 0: it ends with the steps
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"ema is {self.ema}; it must be from 0 to below 1")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UsageError(f"lr is {self.lr}; it must be above 0")
+
+
+class Job(Protocol):
+    """What is trained and on what; the loop knows neither."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Its forward takes (micro-batch, totals) and returns named values; "loss" is differentiated."""
+        ...
+
+    def batches(self, step: int) -> Iterator[Sequence[Any]]:  # Any: the job's own micro-batches
+        """For each step from `step` on, its micro-batches on the device; each has `tokens`, counted on the host."""
+        ...
+
+    def totals(self, micros: Sequence[Any]) -> dict[str, int]:
+        """Targets of a step's micro-batches, by loss."""
+        ...
+
+    def after_step(self, step: int, average: Average) -> list[Event]:
+        """Called when step `step` (from 0) is done; may change weights."""
+        ...
+
+    def report(self) -> dict[str, float]:
+        """More values for a report; may wait for the device."""
+        ...
+
+
+def accelerator(device: torch.device, precision: Precision) -> Accelerator:
+    """One for this run; earlier runs of the same process leave nothing behind."""
+    single = not PartialState._shared_state or PartialState().num_processes == 1
+    AcceleratorState._reset_state(reset_partial_state=single)
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", step_scheduler_with_optimizer=False)
+
+
+class Loop:
+    """Runs a job; `run` yields what happens."""
+
+    def __init__(
+        self,
+        job: Job,
+        config: LoopConfig,
+        accelerate: Accelerator,
+        folder: Path,
+        *,
+        should_stop: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.job, self.config, self.accelerate, self.folder = job, config, accelerate, folder
+        self.should_stop = should_stop
+        self.step = 0  # steps done
+        self.seconds_before = 0.0
+        self.parameters = {n: p for n, p in job.module.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise UsageError("nothing is left to train", hint="--unfreeze PART")
+        self.average = Average(self.parameters, config.ema)
+        self.optimizer = adamw(list(self.parameters.values()), lr=config.lr, weight_decay=config.weight_decay)
+        self.wrapped, self.stepper = accelerate.prepare(job.module, self.optimizer)
+        self.window: dict[str, Tensor] = {}  # sums since the last report, on the device
+        self.window_steps = 0
+        self.window_tokens = 0
+        self.last_values: dict[str, float] = {}
+
+    @property
+    def snapshot_folder(self) -> Path:
+        """Where this run keeps its snapshots."""
+        return self.folder / "snapshots"
+
+    def run(self) -> Iterator[Event]:
+        """Train to the last step, or until time is up or a stop is asked for; a snapshot is left either way."""
+        c = self.config
+        self.started = self.window_started = self.saved_at = time.monotonic()
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
+        self.job.module.train()
+        batches = self.job.batches(self.step)
+        while self._progress() < 1:
+            if reason := self._stop_reason():
+                yield self._save()
+                yield Finished(step=self.step, steps=c.steps, complete=False, reason=reason, values=self.last_values)
+                return
+            self._one_step(next(batches))
+            yield from self.job.after_step(self.step - 1, self.average)
+            if self.step % c.log_every == 0 or self.step == c.steps:
+                yield self._report()
+            if self._save_due():
+                yield self._save()
+        if c.clock_minutes:
+            yield self._save()
+        yield Finished(step=self.step, steps=c.steps, complete=True, reason="all steps done", values=self.last_values)
+
+    def seconds(self) -> float:
+        """Of training, earlier parts included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _progress(self) -> float:
+        """Share of the run that is over, by steps or by the clock."""
+        by_step = self.step / self.config.steps
+        if not self.config.clock_minutes:
+            return by_step
+        return max(by_step, self.seconds() / (60 * self.config.clock_minutes))
+
+    def _rate(self, step: int) -> float:
+        """Learning rate of a step. By the clock, its place in the curve is the share of time that is over."""
+        c = self.config
+        if c.clock_minutes and step >= c.warmup:
+            step = max(step, c.warmup + int(self._progress() * (c.steps - c.warmup)))
+        return learning_rate(step, peak=c.lr, warmup=c.warmup, steps=c.steps, floor=c.lr_floor)
+
+    def _stop_reason(self) -> str | None:
+        minutes = (time.monotonic() - self.started) / 60
+        if self.config.max_minutes and minutes >= self.config.max_minutes:
+            return f"the {self.config.max_minutes:g} minutes of --max-minutes are over"
+        return self.should_stop()
+
+    def _one_step(self, micros: Sequence[Any]) -> None:
+        c = self.config
+        torch.manual_seed(_seed(c.seed, self.step, self.accelerate.process_index))
+        rate = self._rate(self.step)
+        for group in self.stepper.param_groups:
+            group["lr"] = rate
+        totals = self._totals(micros)
+        for number, micro in enumerate(micros):
+            last = number == len(micros) - 1
+            with contextlib.nullcontext() if last else self.accelerate.no_sync(self.wrapped):
+                values = self.wrapped(micro, totals)
+                self.accelerate.backward(values["loss"])
+            self._add({name: value.detach() for name, value in values.items()})
+        norm = self.accelerate.clip_grad_norm_(self.parameters.values(), c.clip)
+        self._add({"grad_norm": norm.detach()})
+        self.stepper.step()
+        self.stepper.zero_grad(set_to_none=True)
+        self.average.update(self.step)
+        self.window_steps += 1
+        self.window_tokens += sum(m.tokens for m in micros)
+        self.step += 1
+
+    def _totals(self, micros: Sequence[Any]) -> dict[str, int]:
+        """Targets of the whole step; over processes, each one's share, as their gradients are averaged."""
+        totals = self.job.totals(micros)
+        ranks = self.accelerate.num_processes
+        if ranks > 1:
+            counts = torch.tensor(list(totals.values()), device=self.accelerate.device, dtype=torch.float64)
+            summed = self.accelerate.reduce(counts, "sum").tolist()
+            totals = dict(zip(totals, (n / ranks for n in summed), strict=True))
+        return totals
+
+    def _add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            if name in self.window:
+                self.window[name] += value
+            else:
+                self.window[name] = value.clone()
+
+    def _report(self) -> Progress:
+        """Means of the window; the one place that waits for the device."""
+        names = sorted(self.window, key=lambda name: (name != "loss", name))
+        sums = torch.stack([self.window[n].double() for n in names]).tolist()
+        values = {n: s / self.window_steps for n, s in zip(names, sums, strict=True)}
+        if not math.isfinite(values["loss"]):
+            raise OmniMambaError(
+                f"the loss is {values['loss']} at step {self.step}: training has diverged",
+                hint="lower --lr, then --resume from the last snapshot",
+            )
+        now = time.monotonic()
+        c = self.config
+        values["lr"] = self._rate(self.step - 1)
+        values["tokens_per_s"] = round(self.window_tokens / max(now - self.window_started, 1e-9), 1)
+        values.update(self.job.report())
+        self.window, self.window_steps, self.window_tokens, self.window_started = {}, 0, 0, now
+        self.last_values = values
+        report = Progress(step=self.step, steps=c.steps, values=values, seconds=self.seconds())
+        if self.accelerate.is_main_process:
+            self.metrics.write(report)
+        return report
+
+    def _save_due(self) -> bool:
+        c = self.config
+        if self.step >= c.steps:
+            return True
+        by_time = c.save_minutes and time.monotonic() - self.saved_at >= 60 * c.save_minutes
+        return bool(by_time) or bool(c.save_every and self.step % c.save_every == 0)
+
+    def _save(self) -> Saved:
+        target = self.snapshot_folder / f"step-{self.step:08d}"
+        if self.accelerate.is_main_process:
+            state = {
+                "config": asdict(self.config),
+                "frozen": fingerprint(self.job.module, self.parameters),
+                "seconds": self.seconds(),
+                "window": {"steps": self.window_steps, "tokens": self.window_tokens},
+            }
+            target = snapshots.save(self.snapshot_folder, self.step, tensors_of(self), state, keep=self.config.keep)
+        self.saved_at = time.monotonic()
+        return Saved(path=target, step=self.step)
+
+    def resume(self) -> list[Event]:
+        """Continue from the newest readable snapshot. Raises InputError where there is none or it is another run's."""
+        found, broken = snapshots.latest(self.snapshot_folder)
+        if found is None:
+            raise InputError(
+                f"{self.snapshot_folder} holds no snapshot to resume from" + (f" ({broken[0]})" if broken else ""),
+                hint="leave out --resume to start anew",
+            )
+        restore(self, found)
+        self.window_steps = found.state["window"]["steps"]
+        self.window_tokens = found.state["window"]["tokens"]
+        self.step = found.step
+        self.seconds_before = float(found.state["seconds"])
+        return [*(Note(text=line) for line in broken), Note(text=f"resumed at step {self.step}")]
+
+    def close(self) -> None:
+        """Undo what accelerate did to the module, so that it can be saved and used."""
+        self.accelerate.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.job.module.eval()
+
+
+def _seed(seed: int, step: int, process: int) -> int:
+    digest = hashlib.sha256(f"{seed} {step} {process}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")

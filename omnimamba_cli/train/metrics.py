@@ -1,0 +1,37 @@
+"""metrics.jsonl: one line a report, without doubles or holes over resumed runs."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omnimamba_cli.train.events import Progress
+
+
+def read(path: Path) -> list[dict[str, Any]]:  # Any: JSON
+    """The lines of a metrics file; a last one that was cut off is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+class MetricsFile:
+    """Appends reports; opening it at a step drops what a killed run wrote after its snapshot."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [line for line in read(path) if line["step"] <= step] if step else []
+        temporary = path.with_name(path.name + ".partial")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+
+    def write(self, report: Progress) -> None:
+        """One line, on disk before this returns to the loop."""
+        data = asdict(report)
+        line = {"step": data["step"], **data["values"], "seconds": round(data["seconds"], 3)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

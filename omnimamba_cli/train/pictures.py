@@ -1,0 +1,186 @@
+"""The image tokenizer (VQ) as a job for the loop: losses, dead codes, usage, and sheets of reconstructions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from omnimamba_cli.data.datasets import Pictures
+from omnimamba_cli.data.images import pixels_to_image
+from omnimamba_cli.data.mixing import Order, PictureBatch, Split, collate_pictures, worker_batches
+from omnimamba_cli.data.records import BAD_SHARE, Rejects
+from omnimamba_cli.model.vq import VQModel
+from omnimamba_cli.train.events import Event, Note, Sheet
+from omnimamba_cli.train.optimiser import Average
+
+CODEBOOK = "model.quantize.embedding.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQLosses:
+    """Weights of the parts of the loss; pixels run from -1 to 1."""
+
+    l1: float = 1.0
+    mse: float = 0.5
+    edges: float = 1.0  # L1 of finite differences: keeps outlines where L1 alone blurs them
+    codebook: float = 1.0
+    commit: float = 0.25
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A micro-batch on the device: uint8 (b 3 s s); tokens counts codes."""
+
+    pixels: Tensor
+    tokens: int
+
+
+class VQObjective(nn.Module):
+    """The image tokenizer with its training loss."""
+
+    def __init__(self, model: VQModel, losses: VQLosses) -> None:
+        super().__init__()
+        self.model, self.losses = model, losses
+        size = model.config.codebook_size
+        self.register_buffer("used", torch.zeros(size), persistent=False)  # since the last report
+        self.register_buffer("alive", torch.zeros(size), persistent=False)  # since the last revival
+
+    def forward(self, micro: Pixels, totals: Mapping[str, float]) -> dict[str, Tensor]:
+        """Weighted means over the step's pictures: "loss" and its parts."""
+        if not len(micro.pixels):
+            return {"loss": torch.stack([p.sum() * 0.0 for p in self.parameters()]).sum()}
+        pixels = scaled(micro.pixels)
+        made, codes, quantizer = self.model(pixels)
+        error = made.float() - pixels
+        parts = {
+            "l1": error.abs().mean(),
+            "mse": error.square().mean(),
+            "edges": (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2,
+            "codebook": quantizer["codebook"],
+            "commit": quantizer["commit"],
+        }
+        share = len(pixels) / max(totals["pictures"], 1)
+        parts = {name: share * value for name, value in parts.items()}
+        ones = torch.ones_like(codes, dtype=self.used.dtype).flatten()
+        for counts in (self.used, self.alive):
+            counts.index_add_(0, codes.flatten(), ones)
+        loss = torch.stack([getattr(self.losses, name) * value for name, value in parts.items()]).sum()
+        return {"loss": loss, **parts}
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """uint8 to float32 in [-1,1], channels last."""
+    return (pixels.float() / 127.5 - 1).to(memory_format=torch.channels_last)
+
+
+class VQJob:
+    """Trains a VQObjective on pictures."""
+
+    def __init__(
+        self,
+        module: VQObjective,
+        pictures: Pictures,
+        *,
+        device: torch.device,
+        seed: int,
+        rows: int,
+        steps: int,
+        workers: int = 0,
+        accumulate: int = 1,
+        revive_every: int = 100,
+        sheet_every: int = 1000,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.module, self.pictures, self.device, self.seed = module, pictures, device, seed
+        self.split, self.steps, self.workers, self.accumulate = Split(rows, accumulate), steps, workers, accumulate
+        self.revive_every, self.sheet_every, self.autocast = revive_every, sheet_every, autocast
+        self.rejects = Rejects(limit=BAD_SHARE)
+        self.seen = 0
+        self.notes: list[Event] = []
+        self.recent: Tensor | None = None  # pictures of the last micro-batch
+
+    def batches(self, step: int) -> Iterator[Sequence[Pixels]]:
+        """Micro-batches of each step on the device."""
+        stream = worker_batches(
+            self.pictures,
+            Order(len(self.pictures), self.seed),
+            self.split,
+            step,
+            collate=collate_pictures,
+            workers=self.workers,
+            pin=self.device.type == "cuda",
+        )
+        while True:
+            yield [self._micro(next(stream)) for _ in range(self.accumulate)]
+
+    def _micro(self, batch: PictureBatch) -> Pixels:
+        self.seen += batch.samples
+        for bad in batch.bad:
+            if bad.name not in self.rejects.reasons:
+                self.notes.append(Note(text=f"skipped {bad.name}: {bad.reason}"))
+            self.rejects.add(bad.name, bad.reason)
+        if self.rejects.reasons and self.seen >= min(100, len(self.pictures)):
+            self.rejects.check(min(self.seen, len(self.pictures)))
+        pixels = batch.pixels.to(self.device, non_blocking=True)
+        if len(pixels):
+            self.recent = pixels
+        return Pixels(pixels, tokens=len(pixels) * self.module.model.config.codes)
+
+    def totals(self, micros: Sequence[Pixels]) -> dict[str, int]:
+        """Pictures of the step."""
+        return {"pictures": sum(len(m.pixels) for m in micros)}
+
+    def after_step(self, step: int, average: Average) -> list[Event]:
+        """Revive codes that nothing chose, while there is time left to learn with them; draw a sheet."""
+        done = step + 1
+        if done % self.revive_every == 0:
+            if done <= 0.8 * self.steps:
+                self._revive(average)
+            self.module.alive.zero_()
+        events, self.notes = self.notes, []
+        if (self.sheet_every and done % self.sheet_every == 0) or done == self.steps:
+            events.append(Sheet(image=self.sheet(average), step=done))
+        return events
+
+    @torch.no_grad()
+    def _revive(self, average: Average) -> None:
+        """Dead entries become features of the last batch, drawn at random. Waits for nothing: a where, no lists."""
+        if self.recent is None:
+            return
+        model = self.module.model
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            found = model.features(scaled(self.recent)).flatten(0, 2)  # (m code_dim)
+        table = model.quantize.embedding.weight
+        drawn = found[torch.randint(len(found), (len(table),), device=self.device)].to(table.dtype)
+        dead = (self.module.alive == 0)[:, None]
+        table.copy_(torch.where(dead, drawn, table))
+        if CODEBOOK in average.values:
+            values = average.values[CODEBOOK]
+            values.copy_(torch.where(dead, drawn, values))
+
+    @torch.no_grad()
+    def sheet(self, average: Average, count: int = 16) -> Image.Image:
+        """Pictures of the last batch over their reconstructions, by the averaged weights."""
+        assert self.recent is not None
+        pixels = scaled(self.recent[:count])
+        average.swap()
+        model = self.module.model
+        made = model.decode(model.encode(pixels))
+        average.swap()
+        rows = [torch.cat(list(t.float().cpu()), dim=2) for t in (pixels, made)]
+        return pixels_to_image(torch.cat(rows, dim=1))
+
+    def report(self) -> dict[str, float]:
+        """Share of the codebook in use since the last report, and how many entries an even use would be."""
+        counts = self.module.used
+        share = counts / counts.sum().clamp(min=1)
+        values = {
+            "usage": float((counts > 0).float().mean()),
+            "perplexity": float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum())),
+        }
+        counts.zero_()
+        if self.rejects.reasons:
+            values["skipped"] = float(len(self.rejects.reasons))
+        return values

@@ -1,0 +1,89 @@
+"""Snapshots of a run: tensors in safetensors, the rest in JSON, whole or not at all, the last few kept. No pickle."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from omnimamba_cli.errors import InputError
+
+TENSORS, STATE = "state.safetensors", "state.json"
+NAME = re.compile(r"step-(\d{8})$")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One snapshot in memory."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]  # Any: JSON
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int) -> Path:
+    """Write folder/step-NNNNNNNN and drop all but the newest `keep`. Raises InputError when it cannot be written."""
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f".{target.name}.{secrets.token_hex(4)}.partial"
+    try:
+        temporary.mkdir(parents=True)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
+        (temporary / STATE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
+        for part in (temporary / TENSORS, temporary / STATE, temporary):
+            _sync(part)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{target} cannot be written: {reason}", hint="free some space, then --resume") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in list(newest_first(folder))[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest_first(folder: Path) -> Iterator[Path]:
+    """The snapshots of a run."""
+    found = [p for p in folder.iterdir() if NAME.match(p.name)] if folder.is_dir() else []
+    return iter(sorted(found, key=lambda p: p.name, reverse=True))
+
+
+def load(path: Path) -> Snapshot:
+    """One snapshot. Raises InputError for a damaged one."""
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        with safe_open(path / TENSORS, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        return Snapshot(step=int(state["step"]), tensors=tensors, state=state)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{path} is damaged ({error})", hint="remove it") from error
+
+
+def latest(folder: Path) -> tuple[Snapshot | None, list[str]]:
+    """The newest snapshot that can be read, and a line for each newer one that cannot."""
+    broken = []
+    for path in newest_first(folder):
+        try:
+            return load(path), broken
+        except InputError as error:
+            broken.append(f"{error.message}; using the one before")
+    return None, broken

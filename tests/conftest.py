@@ -1,0 +1,78 @@
+"""A small random model that takes no time: what it says is noise, how it behaves is not."""
+
+from pathlib import Path
+
+import pytest
+
+from omnimamba_cli.config import Mamba2Config, ModelConfig, SamplingConfig, TextConfig, TowerConfig, VQConfig
+
+TINY = ModelConfig(
+    name="tiny",
+    backbone=Mamba2Config(d_model=64, n_layer=2, d_state=16, headdim=32, chunk_size=16, lora_rank=4),
+    text=TextConfig(base_vocab_size=320),
+    vq=VQConfig(image_size=32, codebook_size=64, z_channels=32, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1),
+    towers=(
+        TowerConfig(
+            name="convnext_atto",
+            width=32,
+            patches=16,
+            image_size=64,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            options={"dims": [16, 32, 32, 32], "depths": [1, 1, 1, 1]},
+        ),
+    ),
+    caption_tokens=12,
+    t2i_positions=96,
+    mmu_positions=160,
+    max_text_tokens=64,
+    image_mlp_mult=2,
+    projector_mult=2,
+    prompt="In: {question}\nOut:",
+    default_question="what is here?",
+    caption_dropout=0.1,
+    caption_sampling=SamplingConfig(max_new_tokens=8),
+    image_sampling=SamplingConfig(temperature=1.0, guidance=2.0),
+)
+TEXTS = ["In: what is here?\nOut: a red fox on a blue background", "two small cats and a dog", "a green house"] * 4
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """The sizes of tiny_model."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_config: ModelConfig) -> Path:
+    """A whole model directory with random weights, the same in every run. Do not write into it."""
+    import torch
+
+    from omnimamba_cli.data.tokenizer import TextTokenizer, train_bpe
+    from omnimamba_cli.engine.checkpoint import ModelFiles, save_directory
+    from omnimamba_cli.model.omnimamba import OmniMamba
+    from omnimamba_cli.model.vision import VisionTowers
+    from omnimamba_cli.model.vq import VQModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        files = ModelFiles(
+            tiny_config,
+            model=OmniMamba(tiny_config),
+            towers=VisionTowers(tiny_config.towers),
+            vq=VQModel(tiny_config.vq),
+            tokenizer=TextTokenizer(train_bpe(TEXTS, tiny_config.text.base_vocab_size), tiny_config.text),
+        )
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    save_directory(directory, files)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on the settings of whoever runs it, and none reaches the network."""
+    for name in ("MODEL", "DEVICE", "DTYPE", "SEED", "KERNELS"):
+        monkeypatch.delenv(f"OMNIMAMBA_{name}", raising=False)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,55 @@
+"""Snapshots: whole or not there, the last few kept, a broken one passed over."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnimamba_cli.errors import InputError
+from omnimamba_cli.train import metrics, snapshots
+from omnimamba_cli.train.events import Progress
+
+
+def save(folder: Path, step: int) -> Path:
+    return snapshots.save(folder, step, {"x": torch.full((4,), float(step))}, {"seconds": 1.5}, keep=3)
+
+
+def test_snapshot_comes_back(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    found, broken = snapshots.latest(tmp_path)
+    assert found is not None
+    assert (found.step, found.state["seconds"], found.tensors["x"].tolist(), broken) == (7, 1.5, [7.0] * 4, [])
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save(tmp_path, step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{s:08d}" for s in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("file", [snapshots.TENSORS, snapshots.STATE])
+def test_broken_newest_falls_back_and_says_so(tmp_path: Path, file: str) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / file
+    path.write_bytes(path.read_bytes()[:-3])
+    found, broken = snapshots.latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert "step-00000002" in broken[0]
+
+
+def test_unwritable_folder_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError):
+        save(tmp_path / "file", 1)
+
+
+def test_metrics_after_the_snapshot_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = metrics.MetricsFile(path, 0)
+    for step in (1, 2, 3):
+        first.write(Progress(step=step, steps=9, values={"loss": step / 3}, seconds=0.1))
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    metrics.MetricsFile(path, 2)
+    assert [line["step"] for line in metrics.read(path)] == [1, 2]

@@ -1,0 +1,194 @@
+"""Whole runs of every stage on a CPU: they learn, resume to the bit, and leave frozen parts alone."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from omnimamba_cli.config import ModelConfig
+from omnimamba_cli.data.datasets import Bad
+from omnimamba_cli.data.mixing import Collate, DrawBatch
+from omnimamba_cli.data.sequences import t2i_prefix
+from omnimamba_cli.engine.session import Session
+from omnimamba_cli.engine.training import Finished, Note, Progress, StageSettings, train
+from omnimamba_cli.errors import CheckpointError, DataError, InputError, UsageError
+from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.train.language import Objective, TaskBatches
+from omnimamba_cli.train.stages import trainable_names
+from tests.train.conftest import Data, loop, stage
+
+KINDS = ("mmu", "t2i", "both")
+
+
+def losses(settings: StageSettings) -> list[float]:
+    return [event.values["loss"] for event in train(settings) if isinstance(event, Progress)]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_s")} for line in found]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_overfits_a_few_samples(kind: str, data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    fast = loop(steps=60, lr=1e-2, warmup=5)
+    found = losses(stage(kind, data, tiny_model, tmp_path / "out", loop=fast, unfreeze=("all",), batch_mmu=8))
+    assert found[-1] < 0.4 * found[0]
+
+
+@pytest.mark.parametrize(("kind", "number", "task"), [("mmu", 1, "mmu"), ("t2i", 1, "t2i"), ("both", 2, None)])
+def test_exactly_the_tables_names_change(
+    kind: str, number: Any, task: Any, data: Data, tiny_model: Path, tmp_path: Path
+) -> None:
+    list(train(stage(kind, data, tiny_model, tmp_path / "out", questions=kind == "both")))
+    before, after = (load_file(p / "model.safetensors") for p in (tiny_model, tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == trainable_names(before, number, task)
+    for name in ("vision.safetensors", "vq.safetensors"):
+        assert (tiny_model / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    kind: str, data: Data, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = loop(steps=6, ema=0.9, save_every=2, keep=9, log_every=3)
+    whole = stage(kind, data, tiny_model, tmp_path / "whole", loop=config)
+    list(train(whole))
+    halves = dataclasses.replace(whole, output=tmp_path / "halves")
+    for event in train(halves):  # killed after step 4's snapshot, a report behind it
+        if isinstance(event, Progress) and event.step == 6:
+            break
+    assert not (halves.output / "config.json").exists()
+    list(train(dataclasses.replace(halves, resume=True)))
+    assert lines(whole.output) == lines(halves.output)
+    for file in ("model.safetensors", "snapshots/step-00000006/state.safetensors"):
+        one, two = (load_file(r.output / file) for r in (whole, halves))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_accumulation_equals_one_large_batch(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    runs = {}
+    for parts in (1, 3):
+        out = tmp_path / str(parts)
+        settings = stage("both", data, tiny_model, out, loop=loop(accumulate=parts, steps=1), batch_mmu=5, batch_t2i=7)
+        runs[parts] = losses(settings)  # LoRA starts at zero, so its dropout, drawn per micro-batch, has no effect
+    assert runs[1] == pytest.approx(runs[3], rel=1e-5)
+
+
+def test_stage_2_merges_two_results(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    for task in ("mmu", "t2i"):
+        list(train(stage(task, data, tiny_model, tmp_path / task, loop=loop(steps=2))))
+    halves = {"init_mmu": tmp_path / "mmu", "init_t2i": tmp_path / "t2i"}
+    settings = stage("both", data, None, tmp_path / "both", loop=loop(steps=1), **halves)
+    assert len(losses(settings)) == 1
+    opened = stage("t2i", data, tiny_model, tmp_path / "open", loop=loop(steps=2), unfreeze=("backbone",))
+    list(train(opened))
+    with pytest.raises(CheckpointError, match=r"first: layers\.0\."):
+        list(train(dataclasses.replace(settings, init_t2i=tmp_path / "open", output=tmp_path / "refused")))
+
+
+def test_trained_answers_come_out_of_the_session(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    settings = stage(
+        "mmu", data, tiny_model, tmp_path / "out", loop=loop(steps=80, lr=1e-2), unfreeze=("all",), batch_mmu=8
+    )
+    list(train(settings))
+    session = Session(tmp_path / "out", device="cpu")
+    assert session.caption(data.folder / "0.png", "what is here?") == "a red house"
+    assert session.caption(data.folder / "6.png", "what is here?") == "a blue house"
+
+
+def test_bad_samples_are_counted_named_and_refused_past_a_share(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    rows = json.loads(data.talks.read_text())
+    rows = [{**row, "id": f"{i}"} for i in range(4) for row in rows]
+    rows[3] = {**rows[3], "image": "missing.png"}
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps(rows))
+    config = loop(steps=8)
+    settings = stage("mmu", data, tiny_model, tmp_path / "few", data_mmu=(few,), image_root=data.folder, loop=config)
+    events = list(train(settings))
+    assert [e.text for e in events if isinstance(e, Note) and "missing.png" in e.text] != []
+    assert [e for e in events if isinstance(e, Progress)][-1].values["skipped"] == 1
+    many = dataclasses.replace(settings, image_root=tmp_path, output=tmp_path / "many")
+    with pytest.raises(DataError, match="more than 5%"):
+        list(train(many))
+
+
+def test_batch_without_targets_gives_zero_and_no_nan(tiny_config: ModelConfig) -> None:
+    objective = Objective(OmniMamba(tiny_config), None, {"mmu": 1.0})
+    batch = Collate(tiny_config)([Bad("x", "unreadable")])
+    values = objective(TaskBatches({"mmu": batch}), {"mmu": 0})
+    values["loss"].backward()
+    assert values["loss"].item() == 0.0
+    assert all(math.isfinite(p.grad.sum().item()) for p in objective.parameters() if p.grad is not None)
+
+
+def test_time_limit_saves_and_stops_and_resume_finishes(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    short = stage("t2i", data, tiny_model, tmp_path / "out", loop=loop(steps=500, max_minutes=0.02))
+    last = list(train(short))[-1]
+    assert isinstance(last, Finished)
+    assert not last.complete
+    assert "max-minutes" in last.reason
+    assert 0 < last.step < 500
+    rest = dataclasses.replace(short, resume=True, loop=loop(steps=last.step + 2))
+    assert list(train(rest))[-1].complete
+
+
+def test_existing_run_is_refused_and_force_starts_anew(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    settings = stage("t2i", data, tiny_model, tmp_path / "out", loop=loop(steps=1))
+    list(train(settings))
+    with pytest.raises(InputError, match="holds a run"):
+        list(train(settings))
+    assert len(losses(dataclasses.replace(settings, force=True))) == 1
+    assert [line["step"] for line in lines(tmp_path / "out")] == [1]
+
+
+def test_resume_with_another_start_is_refused(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    settings = stage("t2i", data, tiny_model, tmp_path / "out", loop=loop(steps=1))
+    list(train(settings))
+    with pytest.raises(InputError, match="trains other tensors"):
+        list(train(dataclasses.replace(settings, resume=True, unfreeze=("backbone",))))
+
+
+def test_fresh_model_needs_its_files(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--tokenizer"):
+        list(train(stage("t2i", data, "nano", tmp_path / "out")))
+
+
+def test_text_only_and_picture_rows_share_a_batch(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    messages = [{"from": "human", "value": "who are you?"}, {"from": "gpt", "value": "a small model"}]
+    rows = [*json.loads(data.talks.read_text())[:3], {"id": "t", "conversations": messages}]
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(json.dumps(rows))
+    settings = stage(
+        "mmu",
+        data,
+        tiny_model,
+        tmp_path / "out",
+        data_mmu=(mixed,),
+        image_root=data.folder,
+        loop=loop(steps=40, lr=1e-2),
+        unfreeze=("all",),
+    )
+    assert losses(settings)[-1] < 0.5
+
+
+def test_drawing_loss_is_that_of_decoding_code_by_code(tiny_config: ModelConfig) -> None:
+    model = OmniMamba(tiny_config).eval()
+    generator = torch.Generator().manual_seed(0)
+    prefix = torch.tensor([t2i_prefix(tiny_config, [5, 6, 7]), t2i_prefix(tiny_config, [])], dtype=torch.int32)
+    codes = torch.randint(tiny_config.vq.codebook_size, (2, tiny_config.vq.codes), generator=generator)
+    with torch.no_grad():
+        found = Objective(model, None, {"t2i": 1.0}).draw(DrawBatch(prefix, codes.int()))
+        state = model.new_state(2)
+        hidden = model(model.embed_caption(prefix), "t2i", state)[:, -1]
+        wanted = torch.zeros(())
+        for i in range(tiny_config.vq.codes):
+            wanted += torch.nn.functional.cross_entropy(model.logits(hidden, "t2i"), codes[:, i], reduction="sum")
+            hidden = model(model.embed_codes(codes[:, i : i + 1]), "t2i", state)[:, -1]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0.0)
