@@ -1,4 +1,4 @@
-"""Sizes and settings: frozen dataclasses, presets, JSON round trip. Builds nothing, reads nothing.
+"""Sizes and settings: frozen dataclasses, JSON round trip. Builds nothing, reads nothing.
 
 A leaf but for errors. Derived sizes are properties; unknown keys are refused by name.
 """
@@ -218,6 +218,7 @@ class SamplingConfig(_JSON):
     repetition_penalty: float = 1.0  # 1: off
     max_new_tokens: int = 256  # text only
     guidance: float = 1.0  # pictures only; 1: off
+    candidates: int = 1  # pictures only; of so many the one is kept that the model itself reads best
 
     def __post_init__(self) -> None:
         _check_range("temperature", self.temperature, 0.0, 100.0)
@@ -227,6 +228,7 @@ class SamplingConfig(_JSON):
         _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
         _check_range("max_new_tokens", self.max_new_tokens, 1, 1 << 31)
         _check_range("guidance", self.guidance, 0.0, 1000.0)
+        _check_range("candidates", self.candidates, 1, 1 << 10)
 
 
 def _check_positive(config: _JSON, *names: str) -> None:
@@ -258,6 +260,7 @@ class ModelConfig(_JSON):
     projector_mult: int = 4  # hidden width of the projector, in vision width
     prompt: str = "USER: {question} ASSISTANT:"  # of the released inference script
     default_question: str = "Please describe this image in detail."
+    ranking_question: str = "Please describe this image in detail."  # whose answer a good drawing's prompt would be
     caption_dropout: float = 0.0  # share of captions left out in training; above 0, guidance works
     caption_sampling: SamplingConfig = field(default_factory=SamplingConfig)
     image_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=1.0, top_k=0))
@@ -300,68 +303,3 @@ class ModelConfig(_JSON):
     def t2i_length(self) -> int:
         """Tokens of a drawing, its closing eoi included."""
         return self.t2i_prefix + self.vq.codes + 1
-
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-DINOV2 = TowerConfig(
-    name="vit_large_patch14_reg4_dinov2",
-    width=1024,
-    patches=729,
-    image_size=384,
-    mean=IMAGENET_MEAN,
-    std=IMAGENET_STD,
-)
-SIGLIP = TowerConfig(
-    name="vit_so400m_patch14_siglip_384",
-    width=1152,
-    patches=729,
-    image_size=384,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
-
-NANO_TOWER = TowerConfig(
-    name="convnext_atto",
-    width=256,
-    patches=64,
-    image_size=128,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    layer=-2,
-    options={"dims": [64, 128, 256, 320], "depths": [2, 2, 6, 1]},
-)
-
-PRESETS: dict[str, ModelConfig] = {
-    "1.3b": ModelConfig(name="omnimamba-1.3b", towers=(DINOV2, SIGLIP)),
-    "370m": ModelConfig(name="omnimamba-370m", backbone=Mamba2Config(d_model=1024), towers=(DINOV2, SIGLIP)),
-    "nano": ModelConfig(
-        name="nano",
-        backbone=Mamba2Config(d_model=384, n_layer=12, d_state=64, chunk_size=64, lora_dropout=0.0),
-        text=TextConfig(base_vocab_size=2048),
-        vq=VQConfig(image_size=128, codebook_size=2048, z_channels=128, ch=32, ch_mult=(1, 2, 2, 4), num_res_blocks=1, norm_groups=8),
-        towers=(NANO_TOWER,),
-        caption_tokens=28,
-        t2i_positions=289,
-        mmu_positions=512,
-        max_text_tokens=160,
-        image_mlp_mult=2,
-        projector_mult=2,
-        prompt="In: {question}\nOut:",
-        default_question="what is here?",
-        caption_dropout=0.1,
-        caption_sampling=SamplingConfig(max_new_tokens=64),
-        image_sampling=SamplingConfig(temperature=1.0, top_k=0, guidance=3.0),
-    ),
-}
-
-
-def preset(name: str) -> ModelConfig:
-    """A named size: "nano", "370m" or "1.3b". Raises ConfigError naming the nearest."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        raise ConfigError(
-            f"there is no preset {name!r}; presets are {', '.join(PRESETS)}",
-            hint=f"did you mean {near[0]!r}?" if near else None,
-        )
-    return PRESETS[name]

@@ -1,8 +1,12 @@
 """A small random model that takes no time: what it says is noise, how it behaves is not."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# before torch is imported: on tiny tensors a second thread only waits, and on a busy machine it waits long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from omnimamba_cli.config import Mamba2Config, ModelConfig, SamplingConfig, TextConfig, TowerConfig, VQConfig
 

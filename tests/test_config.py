@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from omnimamba_cli.config import (
-    PRESETS,
     SPECIAL_TOKENS,
     Mamba2Config,
     ModelConfig,
@@ -14,9 +13,9 @@ from omnimamba_cli.config import (
     TextConfig,
     TowerConfig,
     VQConfig,
-    preset,
 )
 from omnimamba_cli.errors import ConfigError
+from omnimamba_cli.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

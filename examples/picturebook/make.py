@@ -1,4 +1,4 @@
-"""Makes the PictureBook data sets: python make.py DATA {prepare,train-mmu,captions,plain,images,eval} [--n N --out DIR].
+"""Makes the PictureBook data sets: python make.py DATA COMMAND [--n N --out DIR]; --help lists the commands.
 
 The same seed gives the same bytes, whatever the number of processes.
 """

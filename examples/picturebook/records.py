@@ -107,4 +107,11 @@ def _prompt(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Re
     return {"prompt": caption(scene, rng), "kind": f"{scene.kind}/{split}", "checks": checks}
 
 
-ITEMS = {"train-mmu": _mmu, "captions": _captions, "plain": _captions, "images": _image, "eval": _eval, "prompts": _prompt}
+ITEMS = {
+    "train-mmu": _mmu,
+    "captions": _captions,
+    "plain": _captions,
+    "images": _image,
+    "eval": _eval,
+    "prompts": _prompt,
+}

@@ -40,8 +40,7 @@ class DeviceScenes:
         kept = [
             row
             for row, (concept, style) in enumerate(pictures.listed)
-            if not held_out_picture(concept, style)
-            and (style != GLYPH_STYLE or concepts[number[concept]].tintable)
+            if not held_out_picture(concept, style) and (style != GLYPH_STYLE or concepts[number[concept]].tintable)
         ]
         rgba = torch.stack([torch.from_numpy(pictures.rgba[row].copy()) for row in kept]).permute(0, 3, 1, 2)
         self.fine = rgba.contiguous().to(device)  # (N 4 128 128) uint8, straight alpha

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -21,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from concepts import load_concepts
 from fetch import SETS
+from omnimamba_cli.model.vision import VisionTowers
+from omnimamba_cli.presets import preset
 from palette import COLOUR_NAMES
 from pictures import Pictures
 from splits import held_out_picture
 from tower import DeviceScenes, Labels
 
-from omnimamba_cli.config import preset
-from omnimamba_cli.model.vision import VisionTowers
 
 def disturb(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels (b 3 s s) in [0,1], drawn differently: bent, recoloured, outlined, blurred, grainy.
@@ -89,7 +88,10 @@ class Heads(nn.Module):
         bare = concept < 0
         names = self.concept(x).float()
         each = F.cross_entropy(
-            names.flatten(0, 1), concept.where(~bare, names.shape[-1] - 1).flatten(), reduction="none", label_smoothing=0.1
+            names.flatten(0, 1),
+            concept.where(~bare, names.shape[-1] - 1).flatten(),
+            reduction="none",
+            label_smoothing=0.1,
         ).view_as(concept)
         weight = torch.where(bare, 0.2, 1.0)
         loss = (each * weight).sum() / weight.sum()

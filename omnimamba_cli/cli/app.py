@@ -36,7 +36,7 @@ Environment (an option wins over it):
   OMNIMAMBA_DEVICE   what --device would say
   OMNIMAMBA_DTYPE    what --dtype would say
   OMNIMAMBA_SEED     what --seed would say
-  OMNIMAMBA_KERNELS  torch or mamba-ssm
+  OMNIMAMBA_KERNELS  auto, torch, triton or mamba-ssm
   NO_COLOR, FORCE_COLOR, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured.
 
 \b

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from omnimamba_cli import config
+from omnimamba_cli import presets
 from omnimamba_cli.cli.options import Color, Force, Json, Quiet, Verbose, configure
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import InputError, UsageError
@@ -51,7 +51,7 @@ def command(
         if not source.exists():
             raise InputError(f"{source}: no such file")
     if preset is not None:
-        config.preset(preset)  # refuses an unknown name before any file is read
+        presets.preset(preset)  # refuses an unknown name before any file is read
     run(out, sources, dest, dtype, preset, force)
 
 

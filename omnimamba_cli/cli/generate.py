@@ -11,6 +11,7 @@ from omnimamba_cli import __version__
 from omnimamba_cli.cli import inputs, models, targets
 from omnimamba_cli.cli.options import (
     BatchSize,
+    Candidates,
     Color,
     Device,
     Dtype,
@@ -76,6 +77,7 @@ def command(
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
     guidance: Guidance = None,
+    candidates: Candidates = None,
     batch_size: BatchSize = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -101,6 +103,7 @@ def command(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         guidance=guidance,
+        candidates=candidates,
     )
     if output == "-" and json:
         raise UsageError("--json and -o - both want stdout", hint="give a file: -o fox.png")

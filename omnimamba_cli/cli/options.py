@@ -63,6 +63,10 @@ MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", metavar="N
 Guidance = Annotated[
     float | None, typer.Option("--guidance", metavar="X", help="How closely to follow the prompt; 1 is off.")
 ]
+Candidates = Annotated[
+    int | None,
+    typer.Option("--candidates", metavar="N", help="Draw N, keep the one the model itself reads best; 1 is off."),
+]
 
 # files
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]

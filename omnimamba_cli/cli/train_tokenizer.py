@@ -62,9 +62,9 @@ def command(
     if kind == "text":
         _text(out, data, vocab_size, output, force)
         return
-    from omnimamba_cli.config import preset as find_preset
     from omnimamba_cli.engine.tokenizing import VQSettings, train_image_tokenizer
     from omnimamba_cli.errors import UsageError
+    from omnimamba_cli.presets import preset as find_preset
 
     if len(data) > 1:
         raise UsageError(f"train-tokenizer image takes one folder, here are {len(data)}", hint="--data DIR")

@@ -22,13 +22,13 @@ def load_image(source: Source, *, name: str | None = None, max_pixels: int = MAX
     `source` is a path, the bytes of a file, or a picture; `name` stands for bytes in errors.
     Raises InputError for a file that is missing, no picture, truncated or larger than max_pixels.
     """
-    if isinstance(source, Image.Image):
-        return _to_rgb(source)
-    label = name or (str(source) if not isinstance(source, bytes) else "the picture")
+    label = name or (str(source) if isinstance(source, str | Path) else "the picture")
     try:
         with warnings.catch_warnings():
             # Pillow warns long before our own limit, which is checked below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if isinstance(source, Image.Image):
+                return _to_rgb(source)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 if image.width * image.height > max_pixels:
                     raise InputError(
@@ -43,7 +43,9 @@ def load_image(source: Source, *, name: str | None = None, max_pixels: int = MAX
     except UnidentifiedImageError:
         raise InputError(f"{label}: not a picture this program can read", hint="PNG, JPEG, WebP, GIF, ...") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{label}: more pixels than the {max_pixels:,} allowed", hint="make it smaller first") from None
+        raise InputError(
+            f"{label}: more pixels than the {max_pixels:,} allowed", hint="make it smaller first"
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{label}: cannot be read ({reason})") from error

@@ -13,7 +13,6 @@ from pathlib import Path
 from torch import Tensor
 
 from omnimamba_cli.config import ModelConfig, TextConfig
-from omnimamba_cli.config import preset as config_preset
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import card, checkpoint, storage
 from omnimamba_cli.engine.checkpoint import CARD, NEEDED, PARTS, TOKENIZER, Part, on_meta
@@ -23,6 +22,7 @@ from omnimamba_cli.errors import CheckpointError, ConfigError, InputError, Usage
 from omnimamba_cli.model import convert as names
 from omnimamba_cli.model import sizes
 from omnimamba_cli.model.vq import VQModel
+from omnimamba_cli.presets import preset as config_preset
 
 
 @dataclass(frozen=True, kw_only=True)

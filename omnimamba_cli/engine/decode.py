@@ -23,7 +23,7 @@ def decode_text(
     state = model.new_state(len(prefix))
     hidden = model(prefix, "mmu", state)[:, -1]
     rows = torch.arange(len(prefix))
-    draws = uniforms(seeds, steps) if config.temperature > 0 else None
+    draws = uniforms(seeds, steps).to(_draw_dtype(prefix.device)) if config.temperature > 0 else None
     penalize = config.repetition_penalty != 1
     seen = torch.zeros(len(prefix), model.config.text.vocab_size, dtype=torch.bool, device=prefix.device)
     for step in range(steps):

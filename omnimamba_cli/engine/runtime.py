@@ -28,7 +28,9 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise DeviceError(f"device {name} was asked for, this machine has {count} CUDA devices", hint="--device cpu")
+            raise DeviceError(
+                f"device {name} was asked for, this machine has {count} CUDA devices", hint="--device cpu"
+            )
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
             raise DeviceError("device mps was asked for, this machine has no Apple GPU", hint="--device cpu")

@@ -11,7 +11,9 @@ def uniforms(seeds: list[int], steps: int) -> Tensor:
 
     Each row has a generator of its own, so what it draws does not depend on the batch, nor on the device.
     """
-    rows = [torch.rand(steps, generator=torch.Generator().manual_seed(s % (1 << 63)), dtype=torch.float64) for s in seeds]
+    rows = [
+        torch.rand(steps, generator=torch.Generator().manual_seed(s % (1 << 63)), dtype=torch.float64) for s in seeds
+    ]
     return torch.stack(rows)
 
 
@@ -55,6 +57,7 @@ def choose(logits: Tensor, config: SamplingConfig, uniform: Tensor | None) -> Te
     if config.temperature == 0 or uniform is None:
         return logits.argmax(-1)
     total = probabilities(logits, config).to(uniform.dtype).cumsum(-1)
-    # scaled by the sum: rounding must not leave a gap above the last token
-    point = (uniform.to(total.device) * total[:, -1])[:, None]
+    # scaled by the sum, and below 1: rounding must not land above the last token that may be drawn
+    below = uniform.to(total.device).clamp(max=1 - 2**-24)
+    point = (below * total[:, -1])[:, None]
     return torch.searchsorted(total, point, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

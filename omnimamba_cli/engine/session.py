@@ -64,6 +64,11 @@ def new_seed() -> int:
     return int(torch.empty((), dtype=torch.int64).random_(1 << 31, generator=_entropy()).item())
 
 
+def candidate_seed(seed: int, number: int) -> int:
+    """Seed of a picture's candidate; the first one has the picture's own, so more candidates never lose it."""
+    return (seed + number * 0x9E3779B97F4A7C15) % (1 << 63)
+
+
 def _entropy() -> torch.Generator:
     generator = torch.Generator()
     generator.seed()
@@ -136,8 +141,9 @@ class Session:
         template: str | None = None,
     ) -> list[CaptionResult]:
         """Answers for many pictures; row i uses seed + i and gets what it would get alone."""
-        questions = questions or [None] * len(images)
-        asked = [self._question(q, template) for q in questions]
+        asked = [self._question(q, template) for q in questions or [None] * len(images)]
+        if len(asked) != len(images):
+            raise ValueError(f"{len(images)} pictures, but {len(asked)} questions: give one each")
         base = new_seed() if seed is None else seed
         results: dict[int, CaptionResult] = {}
         # only questions of one length share a batch: padding would change the answers
@@ -145,7 +151,9 @@ class Session:
             rows = [i for i, ids in enumerate(asked) if len(ids) == length]
             start = time.perf_counter()
             written: dict[int, list[int]] = {i: [] for i in rows}
-            events = self._decode([images[i] for i in rows], [asked[i] for i in rows], sampling, [base + i for i in rows])
+            events = self._decode(
+                [images[i] for i in rows], [asked[i] for i in rows], sampling, [base + i for i in rows]
+            )
             for step in events:
                 for row, token in step:
                     written[rows[row]].append(token)
@@ -244,13 +252,12 @@ class Session:
         batch_size: int | None = None,
     ) -> list[Image.Image]:
         """n pictures of a prompt, or of each of several; picture i uses seed + i whatever the batch size."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        drawn = self.stream_generate(prompts, n=n, seed=seed, sampling=sampling, batch_size=batch_size)
+        drawn = self.stream_generate(prompt, n=n, seed=seed, sampling=sampling, batch_size=batch_size)
         return [event.image for event in drawn]
 
     def stream_generate(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
         n: int = 1,
         seed: int | None = None,
@@ -261,22 +268,53 @@ class Session:
         config = sampling or self.config.image_sampling
         if not self.config.caption_dropout and config.guidance != 1:
             if sampling is not None:
-                raise InputError(
-                    f"guidance {config.guidance:g} needs a model trained with dropped captions; {self.config.name} was not",
-                    hint="--guidance 1",
-                )
+                what = f"guidance {config.guidance:g} needs a model trained with dropped captions"
+                raise InputError(f"{what}; {self.config.name} was not", hint="--guidance 1")
             config = replace(config, guidance=1.0)
         base = new_seed() if seed is None else seed
-        jobs = [prompt for prompt in prompts for _ in range(n)]
-        size = batch_size or (32 if self.device.type == "cuda" else 8)
+        jobs = [prompt for prompt in ([prompts] if isinstance(prompts, str) else prompts) for _ in range(n)]
+        size = batch_size or max(1, (32 if self.device.type == "cuda" else 8) // config.candidates)
         for start in range(0, len(jobs), size):
             begun = time.perf_counter()
             batch = jobs[start : start + size]
             seeds = [base + start + i for i in range(len(batch))]
-            images = self._draw(batch, config, seeds)
+            images = self._draw_best(batch, config, seeds)
             seconds = time.perf_counter() - begun
             for i, image in enumerate(images):
                 yield ImageEvent(start + i, batch[i], seeds[i], image, seconds)
+
+    def _draw_best(self, prompts: list[str], config: SamplingConfig, seeds: list[int]) -> list[Image.Image]:
+        """One picture a prompt: of its candidates the one whose prompt the model itself reads out of it best."""
+        k = config.candidates
+        if k == 1:
+            return self._draw(prompts, config, seeds)
+        if not self.config.towers:
+            raise InputError(
+                f"candidates {k} are told apart by looking; {self.config.name} cannot", hint="--candidates 1"
+            )
+        each = [prompt for prompt in prompts for _ in range(k)]
+        drawn = self._draw(each, config, [candidate_seed(seed, j) for seed in seeds for j in range(k)])
+        scores = [self.likelihood(drawn[i * k : (i + 1) * k], prompt) for i, prompt in enumerate(prompts)]
+        return [drawn[i * k + int(score.argmax())] for i, score in enumerate(scores)]
+
+    @torch.inference_mode()
+    def likelihood(self, images: Sequence[Source], text: str, question: str | None = None) -> Tensor:
+        """Log-probability (b) of a text as the beginning of the answer about each picture, float32 on the CPU.
+
+        The question is the model's ranking_question unless another is given.
+        """
+        asked = self._question(question or self.config.ranking_question, None)
+        said = text.strip().rstrip(".")
+        room = self.config.mmu_positions - sequences.mmu_length(self.config, len(asked))
+        ids = self.tokenizer.encode(" " + said[:1].lower() + said[1:])[:room]
+        if not ids:
+            return torch.zeros(len(images))
+        model = self.for_task("mmu")
+        prefix = self.embed_question(images, [asked] * len(images))
+        answer = torch.tensor([ids] * len(images), device=self.device)
+        hidden = model(torch.cat([prefix, model.embed_text(answer[:, :-1])], dim=1), "mmu")[:, -len(ids) :]
+        scores = model.logits(hidden, "mmu").float().log_softmax(-1)  # (b l v)
+        return scores.gather(2, answer[..., None]).sum((1, 2)).cpu()
 
     @torch.inference_mode()
     def _draw(self, prompts: list[str], config: SamplingConfig, seeds: list[int]) -> list[Image.Image]:

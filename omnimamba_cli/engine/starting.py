@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from omnimamba_cli.config import PRESETS, ModelConfig, Task, preset
+from omnimamba_cli.config import ModelConfig, Task
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import checkpoint, storage
 from omnimamba_cli.engine.safetensors_io import read_header, read_safetensors
@@ -16,6 +16,7 @@ from omnimamba_cli.errors import CheckpointError, UsageError
 from omnimamba_cli.model.convert import check
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vision import VisionTowers
+from omnimamba_cli.presets import PRESETS, preset
 from omnimamba_cli.train.loop import LoopConfig
 from omnimamba_cli.train.stages import Stage, merge
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from omnimamba_cli.config import VQConfig, preset
+from omnimamba_cli.config import VQConfig
 from omnimamba_cli.data.datasets import Bad, Pictures
 from omnimamba_cli.data.mixing import PictureBatch, collate_pictures
 from omnimamba_cli.data.records import BAD_SHARE, Record, Rejects, captions_of, read_records, turns_of
@@ -26,6 +26,7 @@ from omnimamba_cli.engine.starting import fill, part_file
 from omnimamba_cli.engine.training import check_output, prepare_output, stop_signals, write_settings
 from omnimamba_cli.errors import CheckpointError, ConfigError, DataError, InputError
 from omnimamba_cli.model.vq import VQModel
+from omnimamba_cli.presets import preset
 from omnimamba_cli.train import snapshots
 from omnimamba_cli.train.events import Event, Finished, Note, Progress, Saved, Sheet
 from omnimamba_cli.train.loop import Loop, LoopConfig, accelerator

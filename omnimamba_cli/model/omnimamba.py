@@ -4,6 +4,8 @@
 Callers embed their pieces, run `forward` over any cut of the sequence, and ask `logits` where they need them.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from omnimamba_cli.model.state import InferenceState
 def _mlp(widths: list[int], *, approximate: str = "none", bias: bool = True) -> nn.Sequential:
     """Linear maps with GELU between them; the positions of the maps in the Sequential name the weights."""
     layers: list[nn.Module] = []
-    for i, o in zip(widths[:-1], widths[1:], strict=True):
+    for i, o in pairwise(widths):
         layers += [nn.Linear(i, o, bias=bias), nn.GELU(approximate=approximate)]
     return nn.Sequential(*layers[:-1])
 
@@ -95,10 +97,8 @@ class OmniMamba(nn.Module):
             )
         residual = (x + table[start:end]).float() if x.dtype != torch.float64 else x + table[start:end]
         for i, layer in enumerate(self.layers):
-            if state is None:
-                residual = layer(residual, task)
-            else:
-                residual = layer(residual, task, state.conv[i], state.ssm[i])
+            memory = (None, None) if state is None else (state.conv[i], state.ssm[i])
+            residual = layer(residual, task, *memory)
         if state is not None:
             state.position = end
         return self.norm_f(residual)

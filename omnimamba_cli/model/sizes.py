@@ -5,20 +5,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from omnimamba_cli.config import (
-    DINOV2,
-    PRESETS,
-    SIGLIP,
-    SPECIAL_TOKENS,
-    Mamba2Config,
-    ModelConfig,
-    TextConfig,
-    TowerConfig,
-    VQConfig,
-)
+from omnimamba_cli.config import SPECIAL_TOKENS, Mamba2Config, ModelConfig, TextConfig, TowerConfig, VQConfig
 from omnimamba_cli.errors import CheckpointError, ConfigError
 from omnimamba_cli.model import convert
 from omnimamba_cli.model.convert import BACKBONE, Shapes
+from omnimamba_cli.presets import DINOV2, PRESETS, SIGLIP
 
 UNKNOWN_TOWER = "unknown"  # a model directory without towers may have a config that names none
 

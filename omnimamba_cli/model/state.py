@@ -26,7 +26,8 @@ class InferenceState:
         """The state before the first token."""
         c = config
         conv = torch.zeros(c.n_layer, batch, c.d_conv - 1, c.conv_dim, device=device, dtype=dtype)
-        ssm = torch.zeros(c.n_layer, batch, c.nheads, c.headdim, c.d_state, device=device, dtype=torch.float32)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        ssm = torch.zeros(c.n_layer, batch, c.nheads, c.headdim, c.d_state, device=device, dtype=wide)
         return cls(conv, ssm)
 
     @property

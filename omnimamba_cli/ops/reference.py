@@ -65,6 +65,13 @@ def ssd_scan(
     h(t) = exp(dt A) h(t-1) + dt B x, y = C h + D x; within a chunk the same as masked attention.
     Source: Dao & Gu 2024, arXiv:2405.21060, sections 3 and 6.
     """
+    with torch.autocast(x.device.type, enabled=False):  # it would run the sums in half precision
+        return _ssd_scan(x, dt, A, B, C, D, chunk_size, state)
+
+
+def _ssd_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, chunk_size: int, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
     b, l, h, p = x.shape
     g, n = B.shape[2:]
     r = h // g  # heads a group

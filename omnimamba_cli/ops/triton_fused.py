@@ -166,7 +166,7 @@ def _norm_backward(x_ptr, z_ptr, w_ptr, rstd_ptr, dout_ptr, dx_ptr, dz_ptr, dw_p
     w = tl.load(w_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
     dw = tl.zeros((C,), tl.float32)
     first = tl.program_id(0).to(tl.int64)
-    for turn in range(0, turns):
+    for turn in range(turns):
         row = first + turn * tl.num_programs(0)
         here = (cs < c) & (row < rows)
         x = tl.load(x_ptr + row * sx + cs, mask=here, other=0.0).to(tl.float32)

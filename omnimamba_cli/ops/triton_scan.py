@@ -100,7 +100,7 @@ def _backward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, dy_ptr, dlas
     state = tl.zeros((P, N), tl.float32)
     if has_state:
         state = tl.load(state_ptr + cell, mask=whole, other=0.0)
-    for i in range(0, chunks):
+    for i in range(chunks):
         tl.store(scratch_ptr + i * P * N + tile, state)
         x, dt, B, C, log_decay = _chunk(x_ptr, dt_ptr, B_ptr, C_ptr, A, i * Q, l, sxl, sdl, sBl, sCl, Q, P, N, p, n)
         state = _advance(state, x, dt, B, log_decay, tl.sum(dt * A, 0), precision)
@@ -111,7 +111,7 @@ def _backward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, dy_ptr, dlas
         dstate = tl.load(dlast_ptr + cell, mask=whole, other=0.0)
     dA, dD = 0.0, 0.0
     lower = qs[:, None] >= qs[None]
-    for back in range(0, chunks):
+    for back in range(chunks):
         i = chunks - 1 - back
         x, dt, B, C, log_decay = _chunk(x_ptr, dt_ptr, B_ptr, C_ptr, A, i * Q, l, sxl, sdl, sBl, sCl, Q, P, N, p, n)
         total = tl.sum(dt * A, 0)
@@ -216,8 +216,14 @@ class _Scan(torch.autograd.Function):
             has_state=state is not None, has_dlast=dlast is not None, **sizes, num_warps=BACKWARD_WARPS,
         )  # fmt: skip
         dB, dC = (t.unflatten(2, (g, h // g)).sum(3, dtype=torch.float32).to(x.dtype) for t in (dB, dC))
-        return dx, ddt.to(dt.dtype), dA.sum(0).to(A.dtype), dB, dC, dD.sum(0).to(D.dtype), (
-            dstate if state is not None else None
+        return (
+            dx,
+            ddt.to(dt.dtype),
+            dA.sum(0).to(A.dtype),
+            dB,
+            dC,
+            dD.sum(0).to(D.dtype),
+            (dstate if state is not None else None),
         )
 
 

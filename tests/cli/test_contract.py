@@ -12,7 +12,7 @@ SAMPLING = "--temperature --top-k --top-p --min-p --repetition-penalty --seed --
 FLAGS = {
     "caption": f"{MODEL} {SAMPLING} --prompt --from --max-new-tokens --with-filename --no-filename "
     "--stream --no-stream --fail-fast",
-    "generate": f"{MODEL} {SAMPLING} --output --count --from --force --skip-existing --format --guidance "
+    "generate": f"{MODEL} {SAMPLING} --output --count --from --force --skip-existing --format --guidance --candidates "
     "--metadata --no-metadata",
     "convert": "--dtype --preset --force",
     "doctor": "",

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from omnimamba_cli.cli.convert import human_size
-from omnimamba_cli.config import ModelConfig, preset
+from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import convert_files
+from omnimamba_cli.presets import preset
 from tests.cli.conftest import Run
 
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from omnimamba_cli.config import PRESETS, ModelConfig
+from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data import sequences
 from omnimamba_cli.data.tokenizer import TextTokenizer, train_bpe
+from omnimamba_cli.presets import PRESETS
 from tests.cases import small
 
 CONFIG: ModelConfig = replace(

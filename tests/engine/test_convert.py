@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omnimamba_cli.config import PRESETS, Mamba2Config, ModelConfig, TextConfig, TowerConfig, VQConfig
+from omnimamba_cli.config import Mamba2Config, ModelConfig, TextConfig, TowerConfig, VQConfig
 from omnimamba_cli.data.tokenizer import train_bpe
 from omnimamba_cli.engine import convert_files, sources
 from omnimamba_cli.engine.checkpoint import load_directory
@@ -22,6 +22,7 @@ from omnimamba_cli.model import convert as names
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vision import Tower
 from omnimamba_cli.model.vq import VQModel
+from omnimamba_cli.presets import PRESETS
 
 TOWERS = tuple(
     TowerConfig(

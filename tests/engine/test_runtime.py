@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from omnimamba_cli.config import PRESETS
 from omnimamba_cli.engine import runtime
 from omnimamba_cli.errors import DeviceError
+from omnimamba_cli.presets import PRESETS
 
 NANO, LARGE = PRESETS["nano"], PRESETS["1.3b"]
 

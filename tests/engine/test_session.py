@@ -13,7 +13,7 @@ from PIL import Image
 import omnimamba_cli as om
 from omnimamba_cli.config import ModelConfig, SamplingConfig
 from omnimamba_cli.data import sequences
-from omnimamba_cli.engine.session import Session
+from omnimamba_cli.engine.session import Session, candidate_seed
 from omnimamba_cli.errors import CheckpointError, InputError
 
 SAMPLED = SamplingConfig(temperature=1.0, max_new_tokens=12)
@@ -185,6 +185,34 @@ def test_the_prompt_matters(session: Session) -> None:
 
 
 # guidance
+
+
+def test_the_candidate_that_reads_best_is_kept(session: Session) -> None:
+    prompt, k = "a red fox", 4
+    config = replace(session.config.image_sampling, candidates=k)
+    alone = replace(config, candidates=1)
+    drawn = [session.generate(prompt, seed=candidate_seed(5, j), sampling=alone)[0] for j in range(k)]
+    best = drawn[int(session.likelihood(drawn, prompt).argmax())]
+    kept = session.generate(prompt, seed=5, sampling=config)[0]
+    assert np.array_equal(np.asarray(kept), np.asarray(best))
+
+
+def test_the_first_candidate_has_the_pictures_own_seed() -> None:
+    assert candidate_seed(7, 0) == 7
+    assert len({candidate_seed(seed, j) for seed in range(50) for j in range(8)}) == 400
+
+
+def test_likelihood_is_the_sum_over_the_texts_tokens(session: Session) -> None:
+    image = Image.new("RGB", (64, 64), "red")
+    text = "red"
+    ids = session.tokenizer.encode(" " + text)
+    asked = session._question(session.config.ranking_question, None)
+    model, want = session.for_task("mmu"), 0.0
+    with torch.inference_mode():
+        for i, token in enumerate(ids):
+            x = session.embed_question([image], [asked + ids[:i]])
+            want += float(model.logits(model(x, "mmu")[:, -1], "mmu").float().log_softmax(-1)[0, token])
+    assert float(session.likelihood([image], text)[0]) == pytest.approx(want, abs=1e-4)
 
 
 def test_guidance_changes_the_picture(session: Session) -> None:

@@ -291,7 +291,8 @@ def test_tower_never_sees_what_is_held_out(pictures: Pictures) -> None:
             colour = palette.COLOUR_NAMES[int(ground)]
             assert not any(splits.unseen_pair(a, b) for a, b in combinations(shown, 2))
             assert not any(splits.unseen_ground(i, colour) for i in shown)
-            for i, s, t in set(zip(concept.flatten().tolist(), style.flatten().tolist(), tint.flatten().tolist())):
+            cells = zip(*(part.flatten().tolist() for part in (concept, style, tint)), strict=True)
+            for i, s, t in set(cells):
                 if i >= 0:
                     assert not splits.held_out_picture(ids[i], SETS[s])
                     assert t < 0 or not splits.unseen_tint(ids[i], palette.COLOUR_NAMES[t])

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from omnimamba_cli.config import PRESETS, Mamba2Config, ModelConfig, TextConfig, TowerConfig, VQConfig
+from omnimamba_cli.config import Mamba2Config, ModelConfig, TextConfig, TowerConfig, VQConfig
 from omnimamba_cli.errors import CheckpointError
 from omnimamba_cli.model import convert, sizes
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vq import VQModel
+from omnimamba_cli.presets import PRESETS
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "parity"
 TOWER = TowerConfig(

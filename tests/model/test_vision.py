@@ -5,8 +5,9 @@ import timm
 import torch
 from torch import Tensor
 
-from omnimamba_cli.config import IMAGENET_MEAN, IMAGENET_STD, TowerConfig
+from omnimamba_cli.config import TowerConfig
 from omnimamba_cli.model.vision import Tower, VisionTowers, timm_state
+from omnimamba_cli.presets import IMAGENET_MEAN, IMAGENET_STD
 from tests.numerics import assert_close
 
 VIT = TowerConfig(

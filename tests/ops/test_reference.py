@@ -28,7 +28,9 @@ def scan_inputs(l: int, g: int, *, b: int = 2, h: int = 4, p: int = 8, n: int = 
     }
 
 
-def recurrence(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def recurrence(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
     """h(t) = exp(dt A) h(t-1) + dt B x; y = C h + D x, in float64."""
     r = x.shape[2] // B.shape[2]
     ys = []

@@ -1,0 +1,66 @@
+"""The last step of nano's recipe: a trained run becomes the small model directory that travels in the package.
+
+Weights are stored in 8 bits, sampling settings are the ones that drew best, and attributions go along.
+Run: python examples/picturebook/pack.py RUN DEST [--temperature T] [--guidance G] [--top-k K] [--candidates N]
+"""
+
+import argparse
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from omnimamba_cli.engine.card import PartSize, render
+from omnimamba_cli.engine.checkpoint import ModelFiles, load_directory, part_sizes, save_directory
+from omnimamba_cli.presets import preset
+
+HERE = Path(__file__).parent
+LARGEST = 24 * 2**20  # bytes of the whole directory
+NOTES = (
+    "nano knows PictureBook: drawings of 1,038 things, animals, food, vehicles, faces and people on coloured grounds, "
+    "alone, counted and side by side. It was trained from scratch by the recipe in `examples/picturebook/`, on one "
+    "H100 for 25 minutes and, for drawing, on two processor cores for half an hour more. It has seen no photograph.",
+    "Licence: Apache-2.0. Trained on drawings by others; see ATTRIBUTION.md beside this file.",
+)
+
+
+def pack(run: Path, dest: Path, **drawing: float | int) -> int:
+    """Write DEST from the run's directory; returns the bytes it takes. Replaces an older DEST."""
+    files = load_directory(run, dtype=torch.float32)
+    now = preset("nano")  # settings that are not weights follow the preset of today
+    config = replace(
+        files.config,
+        ranking_question=now.ranking_question,
+        caption_sampling=now.caption_sampling,
+        image_sampling=replace(now.image_sampling, **drawing),
+    )
+    model = ModelFiles(config, files.model, files.towers, files.vq, files.tokenizer)
+    save_directory(dest, model, storage="int8", overwrite=True)
+    sizes: dict[str, PartSize] = part_sizes(dest)
+    (dest / "README.md").write_text(render(config, sizes, NOTES), encoding="utf-8")
+    shutil.copy(HERE / "ATTRIBUTION.md", dest / "ATTRIBUTION.md")
+    shutil.copy(HERE.parent.parent / "LICENSE", dest / "LICENSE")
+    total = sum(path.stat().st_size for path in dest.iterdir())
+    if total > LARGEST:
+        raise SystemExit(f"{dest} takes {total / 2**20:.1f} MiB, more than {LARGEST / 2**20:.0f}")
+    return total
+
+
+def main() -> None:
+    """Parse the command line and pack."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("dest", type=Path)
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--candidates", type=int)
+    args = vars(parser.parse_args())
+    run, dest = args.pop("run"), args.pop("dest")
+    total = pack(run, dest, **{name: value for name, value in args.items() if value is not None})
+    print(f"{dest}: {total / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
