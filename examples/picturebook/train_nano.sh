@@ -2,10 +2,12 @@
 # nano from rendered pictures to a packed model, by the public commands. Every step that is done is skipped, and
 # training continues from its newest snapshot: run it again until it says "nano is ready".
 #
-#   examples/picturebook/train_nano.sh DATA OUT [STEP...]     STEP: pictures scenes tower vq codes t2i mmu both pack
+#   examples/picturebook/train_nano.sh DATA OUT [STEP...]     STEP: pictures scenes tower vq codes t2i mmu both
+#                                                         plain pack
 #
-# DATA holds the picture sets (fetched by make.py), OUT what is made of them. Sizes and minutes below are those of an
-# H100; a language model from scratch has no pretrained base, so stage 1 opens more than the paper's table does.
+# DATA holds the picture sets (fetched by make.py), OUT what is made of them. Minutes are of an H100 and follow the
+# clock; variables such as VQ_MINUTES replace them. Resuming or starting a step again is always safe. A language model
+# from scratch has no pretrained base, so stage 1 opens more than the paper's table does.
 set -euo pipefail
 
 data=$1 out=$2
@@ -21,6 +23,7 @@ run_scenes() {
   [ -e "$out/tokenizer.json" ] && return
   $python "$here/make.py" "$data" images --n "${IMAGES:-60000}" --out "$out/images" --seed 1
   $python "$here/make.py" "$data" captions --n "${CAPTIONS:-300000}" --out "$out/captions" --seed 2
+  $python "$here/make.py" "$data" plain --n "${PLAIN:-6000}" --out "$out/plain" --seed 4
   $python "$here/make.py" "$data" train-mmu --n "${TALKS:-150000}" --out "$out/talks" --seed 3
   $omnimamba train-tokenizer text --data "$out/captions/captions.jsonl" --data "$out/talks/mmu.json" \
     --vocab-size 2048 -o "$out/tokenizer.json"
@@ -40,6 +43,8 @@ run_codes() {
   [ -e "$out/codes.jsonl" ] && return
   $omnimamba tokenize --data "$out/captions/captions.jsonl" --vq "$out/vq" --batch-size 512 --workers "$workers" \
     -o "$out/codes.jsonl"
+  $omnimamba tokenize --data "$out/plain/captions.jsonl" --vq "$out/vq" --batch-size 512 --workers "$workers" \
+    -o "$out/plain.jsonl"
 }
 
 # drawing first: it needs the whole backbone
@@ -63,9 +68,16 @@ run_both() {
     --clock-minutes "${BOTH_MINUTES:-14}" --max-minutes "${BOTH_STOP:-0}" --workers "$workers" -o "$out/both" --resume
 }
 
-run_pack() { $python "$here/pack.py" "$out/both" "${PACKED:-weights/nano}"; }
+# drawing settles on one style and one place for each thing; a few conversations keep the other half awake
+run_plain() {
+  $omnimamba train-stage2 --init "$out/both" --data-mmu "$out/talks/mmu.json" --data-t2i "$out/plain.jsonl" \
+    --batch-mmu 2 --batch-t2i 16 --lr 2.5e-4 --warmup 10 --ema 0.98 --dtype bf16 --steps 100000 \
+    --clock-minutes "${PLAIN_MINUTES:-2}" --workers "$workers" -o "$out/final" --resume
+}
 
-for step in "${@:-pictures scenes tower vq codes t2i mmu both pack}"; do
+run_pack() { $python "$here/pack.py" "$out/final" "${PACKED:-weights/nano}"; }
+
+for step in "${@:-pictures scenes tower vq codes t2i mmu both plain pack}"; do
   for name in $step; do
     echo "== $name" >&2
     "run_$name"
