@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 LARGEST = 24 * 2**20  # bytes of the whole directory
 NOTES = (
     "nano knows PictureBook: drawings of 1,038 things, animals, food, vehicles, faces and people on coloured grounds, "
-    "alone, counted and side by side. It was trained from scratch by the recipe in `examples/picturebook/`, on one "
-    "H100 for 25 minutes and, for drawing, on two processor cores for half an hour more. It has seen no photograph.",
+    "alone, counted and side by side. It was trained from scratch by the recipe in `examples/picturebook/`. It has seen "
+    "no photograph.",
     "Licence: Apache-2.0. Trained on drawings by others; see ATTRIBUTION.md beside this file.",
 )
 

@@ -45,16 +45,21 @@ def decode_text(
 
 
 @torch.inference_mode()
-def decode_image(model: OmniMamba, prefix_ids: Tensor, config: SamplingConfig, *, seeds: list[int]) -> Tensor:
-    """Codes (b codes) of pictures from whole prefixes (b l).
+def decode_image(
+    model: OmniMamba, prefix_ids: Tensor, config: SamplingConfig, *, seeds: list[int], copies: int = 1
+) -> Tensor:
+    """Codes (b codes) of pictures from whole prefixes (b / copies, l), each read once and drawn `copies` times.
 
-    With guidance, prefix_ids holds 2b rows: the captioned ones, then the same number with an empty caption;
-    both halves run as one batch and share the code that is drawn.
+    With guidance, prefix_ids holds twice as many rows: the captioned ones, then the same number with an empty
+    caption; both halves run as one batch and share the code that is drawn.
     """
     twice = config.guidance != 1
     codes = model.config.vq.codes
     state = model.new_state(len(prefix_ids))
     hidden = model(model.embed_caption(prefix_ids), "t2i", state)[:, -1]
+    if copies > 1:
+        rows = torch.arange(len(prefix_ids), device=hidden.device).repeat_interleave(copies)
+        hidden, state = hidden[rows], state.select(rows)
     draws = uniforms(seeds, codes).to(device=hidden.device, dtype=_draw_dtype(hidden.device))
     chosen = []
     for step in range(codes):

@@ -292,8 +292,7 @@ class Session:
             raise InputError(
                 f"candidates {k} are told apart by looking; {self.config.name} cannot", hint="--candidates 1"
             )
-        each = [prompt for prompt in prompts for _ in range(k)]
-        drawn = self._draw(each, config, [candidate_seed(seed, j) for seed in seeds for j in range(k)])
+        drawn = self._draw(prompts, config, [candidate_seed(seed, j) for seed in seeds for j in range(k)], copies=k)
         scores = [self.likelihood(drawn[i * k : (i + 1) * k], prompt) for i, prompt in enumerate(prompts)]
         return [drawn[i * k + int(score.argmax())] for i, score in enumerate(scores)]
 
@@ -317,12 +316,15 @@ class Session:
         return scores.gather(2, answer[..., None]).sum((1, 2)).cpu()
 
     @torch.inference_mode()
-    def _draw(self, prompts: list[str], config: SamplingConfig, seeds: list[int]) -> list[Image.Image]:
+    def _draw(
+        self, prompts: list[str], config: SamplingConfig, seeds: list[int], *, copies: int = 1
+    ) -> list[Image.Image]:
+        """A picture a seed: `copies` of each prompt, one after the other."""
         captions = self.tokenizer.encode_batch(prompts)
         if config.guidance != 1:
             captions += [[]] * len(prompts)
         prefix = torch.tensor([sequences.t2i_prefix(self.config, ids) for ids in captions], device=self.device)
-        codes = decode.decode_image(self.for_task("t2i"), prefix, config, seeds=seeds)
+        codes = decode.decode_image(self.for_task("t2i"), prefix, config, seeds=seeds, copies=copies)
         # one by one: in a batch convolutions round otherwise, and a pixel would depend on its neighbours' number
         return [pixels_to_image(self.vq.decode(row[None])[0]) for row in codes]
 

@@ -70,8 +70,8 @@ def timm_state(config: TowerConfig, tensors: dict[str, Tensor]) -> dict[str, Ten
         kept = Tower(config)
     resampled = _resample_positions(tensors, whole)
     dropped = set(whole.state_dict()) - set(kept.net.state_dict())
-    head = {"head.weight", "head.bias"}
-    return {k: v for k, v in resampled.items() if k not in dropped and k not in head}
+    # the head was built without classes, so its names are in neither model
+    return {k: v for k, v in resampled.items() if k not in dropped and not k.startswith("head.")}
 
 
 def _resample_positions(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
