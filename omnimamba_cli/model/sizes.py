@@ -21,15 +21,18 @@ def config_from_shapes(shapes: Shapes, what: str = "the checkpoint") -> ModelCon
     as that one tensor. Raises CheckpointError where nothing can be told.
     """
     published = convert.is_published(shapes)
-    candidates = [PRESETS["1.3b"], PRESETS["370m"]]
+    candidates, impossible = [PRESETS["1.3b"], PRESETS["370m"]], ""
     try:
         candidates.append(_published_config(shapes) if published else _base_config(shapes))
     except ConfigError as error:
-        raise CheckpointError(f"{what}: its shapes make no model ({error.message})") from None
+        impossible = error.message
     except (KeyError, ValueError, IndexError, ZeroDivisionError):
         pass  # a tensor that tells a size is missing or misshapen; the presets are still there to compare with
     expected = convert.published_names if published else convert.base_names
-    return min(candidates, key=lambda config: misfit(shapes, expected(config)))
+    best = min(candidates, key=lambda config: misfit(shapes, expected(config)))
+    if impossible and misfit(shapes, expected(best)) > len(shapes) // 2:
+        raise CheckpointError(f"{what}: its shapes make no model ({impossible})")
+    return best
 
 
 def misfit(found: Shapes, expected: Shapes) -> int:
