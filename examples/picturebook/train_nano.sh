@@ -40,11 +40,14 @@ run_vq() {
 }
 
 run_codes() {
-  [ -e "$out/codes.jsonl" ] && return
-  $omnimamba tokenize --data "$out/captions/captions.jsonl" --vq "$out/vq" --batch-size 512 --workers "$workers" \
-    -o "$out/codes.jsonl"
-  $omnimamba tokenize --data "$out/plain/captions.jsonl" --vq "$out/vq" --batch-size 512 --workers "$workers" \
-    -o "$out/plain.jsonl"
+  tokenize captions codes
+  tokenize plain plain
+}
+
+tokenize() {
+  [ -e "$out/$2.jsonl" ] && return
+  $omnimamba tokenize --data "$out/$1/captions.jsonl" --vq "$out/vq" --batch-size 512 --workers "$workers" \
+    -o "$out/$2.jsonl"
 }
 
 # drawing first: it needs the whole backbone

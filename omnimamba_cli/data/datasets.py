@@ -136,7 +136,7 @@ class DrawnCodes:
         self.codes = np.concatenate([p["codes"] for p in parts])
         shifts = np.cumsum([0, *(len(p["prefixes"]) for p in parts)])
         self.prefixes = np.concatenate([p["prefixes"] for p in parts])
-        self.chosen = np.concatenate([p["chosen"] + s for p, s in zip(parts, shifts, strict=False)])
+        self.chosen = np.concatenate([p["chosen"] + s for p, s in zip(parts, shifts[:-1], strict=True)])
         counts = np.concatenate([np.diff(p["first"]) for p in parts])
         self.first = np.concatenate([[0], np.cumsum(counts)])
         if not len(self.codes):

@@ -141,9 +141,13 @@ class Loop:
                 yield self._report()
             if self._save_due():
                 yield self._save()
-        if c.clock_minutes:
+        reason = "all steps done"
+        if self.step < c.steps:
+            reason = f"the {c.clock_minutes:g} minutes of --clock-minutes are over"
+            if self.window_steps:
+                yield self._report()
             yield self._save()
-        yield Finished(step=self.step, steps=c.steps, complete=True, reason="all steps done", values=self.last_values)
+        yield Finished(step=self.step, steps=c.steps, complete=True, reason=reason, values=self.last_values)
 
     def seconds(self) -> float:
         """Of training, earlier parts included."""

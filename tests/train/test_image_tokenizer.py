@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data.images import load_image, vq_pixels
@@ -42,6 +43,15 @@ def test_resumed_image_tokenizer_equals_the_uninterrupted(data: Data, tiny_confi
     list(tokenizing.train_image_tokenizer(dataclasses.replace(halves, resume=True)))
     one, two = ((run.output / "vq.safetensors").read_bytes() for run in (whole, halves))
     assert one == two
+
+
+def test_image_tokenizer_starts_from_given_weights(data: Data, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    first = settings(data, tiny_config, tmp_path / "first", loop=loop(steps=1))
+    list(tokenizing.train_image_tokenizer(first))
+    still = dataclasses.replace(first, output=tmp_path / "second", init=first.output, loop=loop(steps=1, lr=1e-30))
+    list(tokenizing.train_image_tokenizer(still))
+    one, two = (load_file(run.output / "vq.safetensors") for run in (first, still))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_codes_file_holds_each_pictures_codes(data: Data, tiny_model: Path, tmp_path: Path) -> None:

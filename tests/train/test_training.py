@@ -1,9 +1,11 @@
 """Whole runs of every stage on a CPU: they learn, resume to the bit, and leave frozen parts alone."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,6 +139,23 @@ def test_time_limit_saves_and_stops_and_resume_finishes(data: Data, tiny_model: 
     assert 0 < last.step < 500
     rest = dataclasses.replace(short, resume=True, loop=loop(steps=last.step + 2))
     assert list(train(rest))[-1].complete
+
+
+def test_the_curve_can_follow_the_clock(
+    data: Data, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(0, 2)  # seconds
+    monkeypatch.setattr("omnimamba_cli.train.loop.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    config = loop(steps=1000, warmup=2, lr=1e-3, clock_minutes=2.0)
+    *_, last = train(stage("t2i", data, tiny_model, tmp_path / "out", loop=config))
+    assert isinstance(last, Finished)
+    assert last.complete
+    assert last.step < 60
+    assert "clock-minutes" in last.reason
+    rates = [line["lr"] for line in lines(tmp_path / "out")]
+    assert rates[1] == pytest.approx(1e-3)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] < 0.05e-3
 
 
 def test_existing_run_is_refused_and_force_starts_anew(data: Data, tiny_model: Path, tmp_path: Path) -> None:
