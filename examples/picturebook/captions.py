@@ -1,18 +1,18 @@
 """True captions of a scene.
 
-In a scene for drawing the caption says everything that is not the plain case: a ground that is not white,
-a size, a corner, who is left of whom. So the same caption always means the same drawing.
+In a scene for drawing the caption says everything that is not the plain case: a ground that is not the thing's plain
+one, a 3-D rendering, a tint, a size, a corner, who is left of whom. So the same caption always means the same drawing.
 """
 
 import random
 
 from names import STYLE_NOUNS, on_ground, several, sized_name, spoken_name, thing_name
-from scenes import Scene
+from scenes import SOLID_STYLE, Scene
 
 PICTURE_SHARE = 0.12  # "a picture of NP"
-STYLE_SHARE = {"3D rendering": 0.3, "flat drawing": 0.12}
+STYLE_SHARE = {"3D rendering": 0.3, "flat drawing": 0.12}  # in drawings a 3-D rendering is always named
 GROUND_SHARE = 0.5  # where the caption need not say the ground
-WHITE_SHARE = 0.1  # "on a white background", in drawings
+PLAIN_GROUND_SHARE = 0.1  # in drawings, of a ground that goes without saying
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
@@ -81,7 +81,8 @@ def _framed(scene: Scene, body: str, rng: random.Random) -> str:
     """ "a picture of ...", "a 3D rendering of ..." or the body alone."""
     nouns = {STYLE_NOUNS.get(thing.style) for thing in scene.things}
     noun = nouns.pop() if len(nouns) == 1 else None
-    if noun is not None and rng.random() < STYLE_SHARE[noun]:
+    solid = scene.purpose == "t2i" and noun == STYLE_NOUNS[SOLID_STYLE]
+    if noun is not None and (solid or rng.random() < STYLE_SHARE[noun]):
         return f"a {noun} of {body}"
     return f"a picture of {body}" if rng.random() < PICTURE_SHARE else body
 
@@ -90,4 +91,4 @@ def _says_ground(scene: Scene, rng: random.Random) -> bool:
     """Whether the caption names the ground."""
     if scene.purpose == "mmu":
         return rng.random() < GROUND_SHARE
-    return scene.ground != "white" or rng.random() < WHITE_SHARE
+    return not scene.plain_ground or rng.random() < PLAIN_GROUND_SHARE

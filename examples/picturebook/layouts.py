@@ -13,43 +13,40 @@ CORNERS: dict[str, tuple[float, float]] = {
     "bottom left": (0.25, 0.75),
     "bottom right": (0.75, 0.75),
 }
-# Steps of 1/8 are the cells of an image tokenizer's 8 by 8 grid: things that start on a cell are easy to learn.
+# One code of the image tokenizer covers a 16th. Things of one size lie whole codes apart, wherever they stand: so they
+# are nearly the same codes in every place, and what is learnt in one holds in the others.
+ONE, HALF, THIRD = 0.875, 0.46875, 0.296875  # sides: 112, 60 and 38 pixels of 128
 CANONICAL_GROUPS: dict[int, tuple[Square, ...]] = {
-    2: ((0.25, 0.5, 0.47), (0.75, 0.5, 0.47)),
-    3: ((0.5, 0.25, 0.47), (0.25, 0.75, 0.47), (0.75, 0.75, 0.47)),
-    4: ((0.25, 0.25, 0.47), (0.75, 0.25, 0.47), (0.25, 0.75, 0.47), (0.75, 0.75, 0.47)),
-    5: ((0.17, 0.3, 0.315), (0.5, 0.3, 0.315), (0.83, 0.3, 0.315), (0.335, 0.7, 0.315), (0.665, 0.7, 0.315)),
+    2: ((0.25, 0.5, HALF), (0.75, 0.5, HALF)),
+    3: ((0.5, 0.25, HALF), (0.25, 0.75, HALF), (0.75, 0.75, HALF)),
+    4: ((0.25, 0.25, HALF), (0.75, 0.25, HALF), (0.25, 0.75, HALF), (0.75, 0.75, HALF)),
+    5: (
+        *((0.1875, 0.3125, THIRD), (0.5, 0.3125, THIRD), (0.8125, 0.3125, THIRD)),
+        *((0.3125, 0.6875, THIRD), (0.6875, 0.6875, THIRD)),
+    ),
 }
-
-
-def shake(rng: random.Random, squares: tuple[Square, ...]) -> tuple[Square, ...]:
-    """Squares moved and scaled by a few percent, all scaled alike."""
-    scale = rng.uniform(0.96, 1.01)
-    return tuple(
-        (x + rng.uniform(-0.012, 0.012), y + rng.uniform(-0.012, 0.012), side * scale) for x, y, side in squares
-    )
 
 
 def canonical_one(size: str | None, corner: str | None) -> tuple[Square, ...]:
     """A single thing: in the middle and large, unless the caption will say otherwise."""
     if corner is not None:
-        return ((*CORNERS[corner], 0.42),)
-    return ((0.5, 0.5, {None: 0.84, "small": 0.42, "big": 0.98}[size]),)
+        return ((*CORNERS[corner], HALF),)
+    return ((0.5, 0.5, {None: ONE, "small": HALF, "big": 1.0}[size]),)
 
 
 def canonical_two(layout: str, big: int | None) -> tuple[Square, ...]:
     """Two things side by side or one above the other; `big` is the place of the bigger one, if one is."""
-    sides = (0.47, 0.47) if big is None else ((0.6, 0.28) if big == 0 else (0.28, 0.6))
-    margin = (1 - sum(sides)) / 3
-    first, second = margin + sides[0] / 2, 1 - margin - sides[1] / 2
+    first, second = {None: ((0.25, HALF), (0.75, HALF)), 0: ((0.3125, 0.59375), (0.8125, 0.28125))}.get(
+        big, ((0.1875, 0.28125), (0.6875, 0.59375))
+    )
     if layout == "left_right":
-        return ((first, 0.5, sides[0]), (second, 0.5, sides[1]))
-    return ((0.5, first, sides[0]), (0.5, second, sides[1]))
+        return ((first[0], 0.5, first[1]), (second[0], 0.5, second[1]))
+    return ((0.5, first[0], first[1]), (0.5, second[0], second[1]))
 
 
 def canonical_row() -> tuple[Square, ...]:
     """Three things in a row."""
-    return ((0.17, 0.5, 0.315), (0.5, 0.5, 0.315), (0.83, 0.5, 0.315))
+    return ((0.1875, 0.5, THIRD), (0.5, 0.5, THIRD), (0.8125, 0.5, THIRD))
 
 
 def free_one(rng: random.Random) -> tuple[Square, ...]:

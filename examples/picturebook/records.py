@@ -72,15 +72,16 @@ def _mmu(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Recor
 
 
 def _captions(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Record:
-    """A canonical scene with up to three true captions; "plain" ones have no jitter and one style."""
-    scene = sample_scene(rng, pictures, TRAIN, purpose="plain" if job.command == "plain" else "t2i")
+    """A canonical scene with up to three true captions."""
+    scene = sample_scene(rng, pictures, TRAIN, purpose="t2i")
     said = [as_typed(text, rng) for text in captions(scene, rng, CAPTIONS)]
     return {"image": _save(scene, pictures, job, number), "captions": said}
 
 
 def _image(job: Job, pictures: Pictures, number: int, rng: random.Random) -> None:
-    """An image alone, of either purpose in turn."""
-    _save(sample_scene(rng, pictures, TRAIN, purpose=("mmu", "t2i")[number % 2]), pictures, job, number)
+    """An image alone. Three of four are drawings, which is what the image tokenizer is for."""
+    purpose = "mmu" if number % 4 == 0 else "t2i"
+    _save(sample_scene(rng, pictures, TRAIN, purpose=purpose), pictures, job, number)
 
 
 def _eval(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Record:
@@ -110,7 +111,6 @@ def _prompt(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Re
 ITEMS = {
     "train-mmu": _mmu,
     "captions": _captions,
-    "plain": _captions,
     "images": _image,
     "eval": _eval,
     "prompts": _prompt,

@@ -13,28 +13,34 @@ import layouts
 from concepts import Concept, clash
 from palette import COLOUR_NAMES, COLOURS, MIN_CONTRAST, Rgb, distance, jitter
 from pictures import Pictures
-from splits import belongs
+from splits import belongs, unseen_ground
 
 CANVAS_PX = 128  # boxes are in pixels of a canvas of this side
 KINDS: dict[str, dict[str, float]] = {
     "mmu": {"one": 0.55, "two": 0.25, "count": 0.12, "three": 0.08},
-    "t2i": {"one": 0.70, "two": 0.15, "count": 0.09, "three": 0.06},
-    "plain": {"one": 0.92, "two": 0.04, "count": 0.03, "three": 0.01},
+    "t2i": {"one": 0.72, "two": 0.14, "count": 0.08, "three": 0.06},
 }
 # By design, not by picture: Fluent's flat and 3-D pictures are one drawing.
-STYLE_WEIGHTS: dict[str, dict[str, float]] = {
-    "mmu": {"noto": 25, "twemoji": 25, "noto_v1": 12, "fluent_flat": 14, "fluent_3d": 14, "fluent_hc": 10},
-    "t2i": {"noto": 32, "twemoji": 36, "noto_v1": 3, "fluent_flat": 11, "fluent_3d": 18, "fluent_hc": 8},
-    # One hand for everything; Fluent's only where Twemoji's drawing is held out.
-    "plain": {"twemoji": 90, "fluent_flat": 0.01, "fluent_hc": 10},
-}
+STYLE_WEIGHTS: dict[str, float] = {
+    "noto": 25, "twemoji": 25, "noto_v1": 12, "fluent_flat": 14, "fluent_3d": 14, "fluent_hc": 10,
+}  # fmt: skip
 GLYPH_STYLE = "fluent_hc"  # one colour: always tinted
-GROUND_JITTER = {"mmu": 12, "t2i": 3, "plain": 0}
-TINT_JITTER = {"mmu": 10, "t2i": 3, "plain": 0}
+SOLID_STYLE = "fluent_3d"  # drawn where a caption says "3D rendering", and nowhere else
+# A thing whose caption names no style is drawn by the first hand that has it, always the same.
+PLAIN_HANDS = ("twemoji", "noto", "noto_v1", "fluent_flat")
+HAND_WEIGHTS: dict[str, float] = {"plain": 62, GLYPH_STYLE: 24, SOLID_STYLE: 14}
+# A ground that no caption names: the first on which the thing is well seen.
+PLAIN_GROUNDS = ("white", "light blue", "blue", "gray")
+GROUND_JITTER = {"mmu": 12, "t2i": 0}
+TINT_JITTER = {"mmu": 10, "t2i": 0}
 BIGGER_RATIO = 1.5  # sides that differ by less are not called bigger or smaller
 # Text, faces of clocks, hands and flags would be wrong in a mirror.
 MIRRORED = frozenset("animal bird reptile insect fruit vegetable flower plant dessert boat".split()) | {"sea animal"}
+PLAIN_SHARE = 0.5  # of drawings that stand on their plain ground
 ATTEMPTS = 3000  # some splits refuse nine scenes of ten
+
+
+Look = tuple[Concept, int, str, str | None, Rgb | None]  # concept, picture row, set, tint, the tint's own shade
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +70,13 @@ class Thing:
 class Scene:
     """A whole picture; things stand in reading order (left to right, top to bottom)."""
 
-    purpose: str  # "mmu", "t2i" or "plain", drawings without any jitter
+    purpose: str  # "mmu" or "t2i"
     kind: str  # "one", "two", "count" or "three"
     layout: str  # "single", "left_right", "above_below", "row" or "scatter"
     things: tuple[Thing, ...]
     ground: str  # colour name
     ground_rgb: Rgb
+    plain_ground: bool = False  # of a drawing: the ground that its caption need not name
     size: str | None = None  # "small" or "big", of a single thing
     corner: str | None = None  # "top left" ..., of a single small thing
 
@@ -103,10 +110,13 @@ def _try_scene(rng: random.Random, pictures: Pictures, split: str, purpose: str,
         return None
     # "small" and "big" are only said of things that take "a": a drawing of others stays plain.
     layout, size, corner, squares = _draw_layout(rng, purpose, kind, concepts[0].det == "a")
-    looks = _draw_looks(rng, pictures, split, purpose, concepts, len(squares))
+    draw_looks = _mixed_looks if purpose == "mmu" else _one_hand
+    looks = draw_looks(rng, pictures, split, concepts)
     if looks is None:
         return None
-    ground = _draw_ground(rng, pictures, purpose, looks)
+    looks = looks if len(looks) == len(squares) else looks * len(squares)
+    plain = None if purpose == "mmu" else _plain_ground(pictures, looks)
+    ground = plain if plain is not None and rng.random() < PLAIN_SHARE else _draw_ground(rng, pictures, looks)
     if ground is None:
         return None
     mirrored = purpose == "mmu" and concepts[0].category in MIRRORED and rng.random() < 0.3
@@ -125,6 +135,7 @@ def _try_scene(rng: random.Random, pictures: Pictures, split: str, purpose: str,
         things=things,
         ground=ground,
         ground_rgb=shade,
+        plain_ground=ground == plain,
         size=size,
         corner=corner,
     )
@@ -143,46 +154,68 @@ def _draw_concepts(rng: random.Random, pictures: Pictures, split: str, kind: str
     return chosen
 
 
-Look = tuple[Concept, int, str, str | None, Rgb | None]
-
-
-def _draw_looks(
-    rng: random.Random, pictures: Pictures, split: str, purpose: str, concepts: list[Concept], n: int
-) -> list[Look] | None:
-    """For each of n things its concept, picture row, set, and tint."""
-    # Drawings look made by one hand; scenes for looking may mix hands.
-    shared = None if purpose == "mmu" and rng.random() < 0.5 else _weighted(rng, STYLE_WEIGHTS[purpose])
+def _mixed_looks(rng: random.Random, pictures: Pictures, split: str, concepts: list[Concept]) -> list[Look] | None:
+    """Scenes for looking: any set's pictures, in half of the scenes mixed."""
+    shared = None if rng.random() < 0.5 else _weighted(rng, STYLE_WEIGHTS)
     looks: list[Look] = []
     for concept in concepts:
         found = pictures.styles(concept.id, split)
-        weights = {style: STYLE_WEIGHTS[purpose][style] for style in found if style in STYLE_WEIGHTS[purpose]}
-        if purpose != "plain":
-            weights |= {style: 1 for style in found if style not in weights}
+        # a set without a weight is the one that a split is about
+        weights = {style: STYLE_WEIGHTS.get(style, 1) for style in found}
         if not concept.tintable:
             weights.pop(GLYPH_STYLE, None)
         if not weights:
             return None
         style = shared if shared in weights else _weighted(rng, weights)
-        tint = rng.choice(COLOUR_NAMES) if style == GLYPH_STYLE else None
-        rgb = None if tint is None else jitter(rng, COLOURS[tint], TINT_JITTER[purpose])
-        looks.append((concept, rng.choice(found[style]), style, tint, rgb))
-    if len(looks) == n:
-        return looks
-    return [looks[0]] * n
+        looks.append(_look(rng, concept, rng.choice(found[style]), style, TINT_JITTER["mmu"]))
+    return looks
 
 
-def _draw_ground(rng: random.Random, pictures: Pictures, purpose: str, looks: list[Look]) -> str | None:
+def _one_hand(rng: random.Random, pictures: Pictures, split: str, concepts: list[Concept]) -> list[Look] | None:
+    """Drawings: one picture of each thing, unless the caption will name a colour or a 3-D rendering."""
+    found = [pictures.styles(concept.id, split) for concept in concepts]
+    hand = _weighted(rng, HAND_WEIGHTS)
+    if hand == SOLID_STYLE and not all(SOLID_STYLE in styles for styles in found):
+        hand = "plain"  # a caption speaks of one style or of none
+    looks: list[Look] = []
+    for concept, styles in zip(concepts, found, strict=True):
+        style = next((plain for plain in PLAIN_HANDS if plain in styles), None)
+        # beside tinted things some keep their own colours
+        tinted = hand == GLYPH_STYLE and GLYPH_STYLE in styles and concept.tintable
+        if tinted and (len(concepts) == 1 or rng.random() < 0.7):
+            style = GLYPH_STYLE
+        elif hand == SOLID_STYLE:
+            style = SOLID_STYLE
+        if style is None:
+            return None
+        looks.append(_look(rng, concept, styles[style][0], style, TINT_JITTER["t2i"]))
+    return looks
+
+
+def _look(rng: random.Random, concept: Concept, row: int, style: str, shade: int) -> Look:
+    """A picture, tinted if it is a glyph; `shade` is how far a tint may be off."""
+    tint = rng.choice(COLOUR_NAMES) if style == GLYPH_STYLE else None
+    return concept, row, style, tint, None if tint is None else jitter(rng, COLOURS[tint], shade)
+
+
+def _seen(pictures: Pictures, look: Look, ground: str) -> bool:
+    """Whether a thing stands out from a ground."""
+    if look[4] is not None:
+        return distance(look[4], COLOURS[ground]) >= MIN_CONTRAST
+    return pictures.stands_out(look[1], ground) >= MIN_CONTRAST
+
+
+def _plain_ground(pictures: Pictures, looks: list[Look]) -> str | None:
+    """The ground of these things when nothing is said of it: the same whenever they are drawn."""
+    for ground in PLAIN_GROUNDS:
+        if all(_seen(pictures, look, ground) and not unseen_ground(look[0].id, ground) for look in looks):
+            return ground
+    return None
+
+
+def _draw_ground(rng: random.Random, pictures: Pictures, looks: list[Look]) -> str | None:
     """A ground on which every thing is well seen; None when there is none."""
-
-    def seen(look: Look, ground: str) -> bool:
-        if look[4] is not None:
-            return distance(look[4], COLOURS[ground]) >= MIN_CONTRAST
-        return pictures.stands_out(look[1], ground) >= MIN_CONTRAST
-
-    # White stays plain half the time: a drawing whose caption names no ground is on white.
-    if purpose != "mmu" and rng.random() < 0.5 and all(seen(look, "white") for look in looks):
-        return "white"
-    clear = [ground for ground in COLOUR_NAMES if all(seen(look, ground) for look in looks)]
+    clear = [ground for ground in COLOUR_NAMES if all(_seen(pictures, look, ground) for look in looks)]
     return rng.choice(clear) if clear else None
 
 
@@ -191,10 +224,7 @@ def _draw_layout(
 ) -> tuple[str, str | None, str | None, tuple[layouts.Square, ...]]:
     """Layout name, size word, corner word, and the squares."""
     if purpose == "t2i":
-        layout, size, corner, squares = _canonical_layout(rng, kind, sizable)
-        return layout, size, corner, layouts.shake(rng, squares)
-    if purpose == "plain":
-        return _canonical_layout(rng, kind, False)
+        return _canonical_layout(rng, kind, sizable)
     if kind == "one":
         squares = layouts.free_one(rng)
         x, y, side = squares[0]
