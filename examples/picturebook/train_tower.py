@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from concepts import load_concepts
 from fetch import SETS
+from omnimamba_cli.engine.starting import fill
 from omnimamba_cli.model.vision import VisionTowers
 from omnimamba_cli.presets import preset
 from palette import COLOUR_NAMES
@@ -140,6 +141,8 @@ def train(args: argparse.Namespace) -> None:
     config = preset("nano")
     towers = VisionTowers(config.towers).to(device, memory_format=torch.channels_last).train().requires_grad_(True)
     heads = Heads(config.vision_dim).to(device)
+    if args.init is not None:
+        fill(towers, args.init)
     averaged = [p.detach().clone() for p in (*towers.parameters(), *heads.parameters())]
     grid = math.isqrt(config.patches)
     pictures = Pictures.open(args.data)
@@ -184,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with the rendered pictures (make.py DATA prepare)")
     parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="vision.safetensors of an earlier run to start from")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=2e-3)

@@ -102,8 +102,13 @@ def default_workers(workers: int | None) -> int:
 
 def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None:
     """Runs to the end: progress and remarks on stderr, the result's path on stdout (events as JSON with --json)."""
+    from omnimamba_cli.engine.runtime import is_first_process
     from omnimamba_cli.train.events import Finished, Note, Progress, Saved
 
+    if not is_first_process():
+        for _ in events:  # the first of several processes tells
+            pass
+        return
     interrupted = False
     with out.progress(label, total=total) as bar:
         shown = 0

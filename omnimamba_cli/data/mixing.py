@@ -224,12 +224,13 @@ def worker_batches(
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
     return iter(loader)
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """One thread each; Ctrl-C is the main process's to handle."""
     torch.set_num_threads(1)
     # the run saves and stops on Ctrl-C; its workers go when it goes
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,5 +1,7 @@
 """Where and in what precision a model runs, each choice with its reason."""
 
+import os
+
 import torch
 
 from omnimamba_cli.config import ModelConfig
@@ -37,6 +39,11 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
     elif device.type != "cpu":
         raise DeviceError(f"device {name!r} is not supported", hint="--device auto, cpu, cuda, cuda:N or mps")
     return device, "asked for"
+
+
+def is_first_process() -> bool:
+    """False in all but one of the processes that torchrun or accelerate launch started together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def parameter_count(config: ModelConfig) -> int:

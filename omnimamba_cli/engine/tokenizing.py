@@ -17,6 +17,7 @@ from omnimamba_cli.config import VQConfig
 from omnimamba_cli.data.datasets import Bad, Pictures
 from omnimamba_cli.data.mixing import PictureBatch, collate_pictures
 from omnimamba_cli.data.records import BAD_SHARE, Record, Rejects, captions_of, read_records, turns_of
+from omnimamba_cli.data.resident import ResidentPictures, fits
 from omnimamba_cli.data.sequences import TRAINING_PROMPT
 from omnimamba_cli.data.tokenizer import train_bpe
 from omnimamba_cli.engine import checkpoint
@@ -24,7 +25,7 @@ from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.safetensors_io import partial, write_safetensors
 from omnimamba_cli.engine.starting import fill, part_file
 from omnimamba_cli.engine.training import check_output, prepare_output, stop_signals, write_settings
-from omnimamba_cli.errors import CheckpointError, ConfigError, DataError, InputError
+from omnimamba_cli.errors import CheckpointError, ConfigError, DataError, InputError, UsageError
 from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.presets import preset
 from omnimamba_cli.train import snapshots
@@ -95,9 +96,13 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
     pictures = Pictures.below(settings.data, settings.config.image_size)
     yield from prepare_output(settings.output, resume=settings.resume)
     yield Note(text=f"{len(pictures):,} pictures")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     accelerate = accelerator(device, settings.loop.precision)
+    if accelerate.num_processes > 1:
+        raise UsageError("train-tokenizer image runs in one process", hint="start it without torchrun or accelerate")
+    source: Pictures | ResidentPictures = pictures
+    if settings.batch * settings.loop.steps > 2 * len(pictures) and fits(pictures, accelerate.device):
+        source = ResidentPictures(pictures, accelerate.device, workers=settings.workers)
+        yield Note(text=f"all pictures are kept on {accelerate.device}")
     torch.manual_seed(settings.loop.seed)
     model = VQModel(settings.config) if settings.init is None else load_vq(settings.init, settings.config)
     objective = VQObjective(model, settings.losses).to(accelerate.device)
@@ -105,7 +110,7 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     job = VQJob(
         objective,
-        pictures,
+        source,
         device=accelerate.device,
         seed=settings.loop.seed,
         rows=settings.batch,

@@ -122,6 +122,8 @@ def _said(dataset: Conversations | DrawnCodes | None, task: Task) -> Iterator[Ev
 def train(settings: StageSettings) -> Iterator[Event]:
     """Run a stage to its end, or until time is up; the output is a model directory either way.
 
+    Started as one of several processes (torchrun, accelerate launch), all train and the first one tells and writes.
+
     Raises UsageError, CheckpointError, DataError or InputError before the first step where something does not fit.
     """
     device, _ = pick_device(settings.device)
@@ -129,12 +131,12 @@ def train(settings: StageSettings) -> Iterator[Event]:
     trained_parts(settings.stage, settings.task, settings.unfreeze)
     start = start_of(settings)
     talks, drawings = _datasets(settings, start)
+    accelerate = accelerator(device, settings.loop.precision)
     yield from _said(talks, "mmu")
     yield from _said(drawings, "t2i")
-    yield from prepare_output(settings.output, resume=settings.resume)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    accelerate = accelerator(device, settings.loop.precision)
+    if accelerate.is_main_process:
+        yield from prepare_output(settings.output, resume=settings.resume)
+    accelerate.wait_for_everyone()
     device = accelerate.device
     own_memory(start, device)
     trained = freeze(start.model, start.towers, settings.stage, settings.task, settings.unfreeze)
@@ -155,25 +157,29 @@ def train(settings: StageSettings) -> Iterator[Event]:
         loop = Loop(job, settings.loop, accelerate, settings.output, should_stop=should_stop)
         if settings.resume and _has_snapshot(settings.output):
             yield from loop.resume()
-        yield Note(text=_summary(start, trained, device, settings.loop.precision))
-        write_settings(settings.output, settings, start.config)
+        yield Note(text=_summary(start, trained, device, settings.loop.precision, accelerate.num_processes))
+        if accelerate.is_main_process:
+            write_settings(settings.output, settings, start.config)
         for event in loop.run():
             if isinstance(event, Finished):
                 loop.close()
                 loop.average.swap()
-                save_result(settings, start)
+                if accelerate.is_main_process:
+                    save_result(settings, start)
+                accelerate.wait_for_everyone()
                 yield Saved(path=settings.output, step=event.step)
                 event = dataclasses.replace(event, path=settings.output)
             yield event
 
 
-def _summary(start: Start, trained: set[str], device: torch.device, precision: Precision) -> str:
+def _summary(start: Start, trained: set[str], device: torch.device, precision: Precision, ranks: int) -> str:
     modules = [start.model, *([start.towers] if start.towers is not None else [])]
     sizes = {name: p.numel() for module in modules for name, p in module.named_parameters()}
     parts = sorted({part_of(name) for name in trained})
     count = sum(sizes[name] for name in trained)
     number = {"no": "fp32"}.get(precision, precision)
-    return f"trains {count:,} of {sum(sizes.values()):,} parameters on {device} in {number}: {', '.join(parts)}"
+    where = f"{device}" if ranks == 1 else f"{ranks} x {device.type}"
+    return f"trains {count:,} of {sum(sizes.values()):,} parameters on {where} in {number}: {', '.join(parts)}"
 
 
 def _plain(value: Any) -> Any:  # Any: dataclass fields of every kind

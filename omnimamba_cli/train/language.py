@@ -51,13 +51,12 @@ class Objective(nn.Module):
             self.towers.train(mode and any(p.requires_grad for p in self.towers.parameters()))
         return self
 
-    def forward(self, micro: TaskBatches, totals: Mapping[str, float]) -> dict[str, Tensor]:
+    def forward(self, micro: TaskBatches, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each task's summed cross-entropy over the step's number of targets, and their weighted sum "loss"."""
         values: dict[str, Tensor] = {}
         for task, batch in micro.by_task.items():
             summed = self.talk(batch) if isinstance(batch, TalkBatch) else self.draw(batch)
-            # a batch without a target sums to 0, and 0 over 1 stays 0
-            values[f"loss_{task}"] = summed / max(totals[task], 1)
+            values[f"loss_{task}"] = summed / totals[task]
         loss = torch.stack([self.weights[task] * values[f"loss_{task}"] for task in micro.by_task]).sum()
         return {"loss": loss, **values}
 

@@ -26,6 +26,7 @@ from omnimamba_cli.train.optimiser import Average, adamw, learning_rate
 from omnimamba_cli.train.state import fingerprint, restore, tensors_of
 
 Precision = Literal["no", "fp16", "bf16"]
+AGREE_EVERY = 10  # steps between which processes do not ask each other whether to go on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,7 @@ class Loop:
         self.window_steps = 0
         self.window_tokens = 0
         self.last_values: dict[str, float] = {}
+        self.agreement: tuple[int, float, bool] | None = None  # at which step, and what
 
     @property
     def snapshot_folder(self) -> Path:
@@ -127,7 +129,8 @@ class Loop:
         """Train to the last step, or until time is up or a stop is asked for; a snapshot is left either way."""
         c = self.config
         self.started = self.window_started = self.saved_at = time.monotonic()
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
+        main = self.accelerate.is_main_process
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step) if main else None
         self.job.module.train()
         batches = self.job.batches(self.step)
         while self._progress() < 1:
@@ -158,7 +161,7 @@ class Loop:
         by_step = self.step / self.config.steps
         if not self.config.clock_minutes:
             return by_step
-        return max(by_step, self.seconds() / (60 * self.config.clock_minutes))
+        return max(by_step, self._agreed()[0])
 
     def _rate(self, step: int) -> float:
         """Learning rate of a step. By the clock, its place in the curve is the share of time that is over."""
@@ -167,7 +170,30 @@ class Loop:
             step = max(step, c.warmup + int(self._progress() * (c.steps - c.warmup)))
         return learning_rate(step, peak=c.lr, warmup=c.warmup, steps=c.steps, floor=c.lr_floor)
 
+    def _agreed(self) -> tuple[float, bool]:
+        """The share of --clock-minutes that is over, and whether a process wants to stop.
+
+        Clocks and signals differ between processes, but all must take the same number of steps: they agree every
+        AGREE_EVERY steps, since each time they wait for one another.
+        """
+        if self.accelerate.num_processes == 1:
+            return self._clock(), self._own_stop_reason() is not None
+        if self.agreement is None or (self.step % AGREE_EVERY == 0 and self.agreement[0] != self.step):
+            mine = torch.tensor([[self._clock(), self._own_stop_reason() is not None]], dtype=torch.float64)
+            over, stop = self.accelerate.gather(mine.to(self.accelerate.device)).amax(0).tolist()
+            self.agreement = (self.step, over, bool(stop))
+        return self.agreement[1], self.agreement[2]
+
+    def _clock(self) -> float:
+        minutes = self.config.clock_minutes
+        return self.seconds() / (60 * minutes) if minutes else 0.0
+
     def _stop_reason(self) -> str | None:
+        if not self._agreed()[1]:
+            return None
+        return self._own_stop_reason() or "another process was stopped"
+
+    def _own_stop_reason(self) -> str | None:
         minutes = (time.monotonic() - self.started) / 60
         if self.config.max_minutes and minutes >= self.config.max_minutes:
             return f"the {self.config.max_minutes:g} minutes of --max-minutes are over"
@@ -195,15 +221,16 @@ class Loop:
         self.window_tokens += sum(m.tokens for m in micros)
         self.step += 1
 
-    def _totals(self, micros: Sequence[Any]) -> dict[str, int]:
-        """Targets of the whole step; over processes, each one's share, as their gradients are averaged."""
-        totals = self.job.totals(micros)
-        ranks = self.accelerate.num_processes
-        if ranks > 1:
-            counts = torch.tensor(list(totals.values()), device=self.accelerate.device, dtype=torch.float64)
-            summed = self.accelerate.reduce(counts, "sum").tolist()
-            totals = dict(zip(totals, (n / ranks for n in summed), strict=True))
-        return totals
+    def _totals(self, micros: Sequence[Any]) -> dict[str, Tensor]:
+        """Targets of the whole step, float32, at least 1; over processes the mean, as their gradients are averaged.
+
+        They stay on the device: a step that waited for the other processes' numbers would leave it idle.
+        """
+        counts = self.job.totals(micros)
+        summed = torch.tensor(list(counts.values()), device=self.accelerate.device, dtype=torch.float32)
+        if self.accelerate.num_processes > 1:
+            summed = self.accelerate.reduce(summed, "mean")
+        return dict(zip(counts, summed.clamp(min=1 / self.accelerate.num_processes).unbind(), strict=True))
 
     def _add(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
@@ -215,7 +242,9 @@ class Loop:
     def _report(self) -> Progress:
         """Means of the window; the one place that waits for the device."""
         names = sorted(self.window, key=lambda name: (name != "loss", name))
-        sums = torch.stack([self.window[n].double() for n in names]).tolist()
+        summed = torch.stack([self.window[n].double() for n in names])
+        ranks = self.accelerate.num_processes
+        sums = (self.accelerate.reduce(summed, "mean") if ranks > 1 else summed).tolist()
         values = {n: s / self.window_steps for n, s in zip(names, sums, strict=True)}
         if not math.isfinite(values["loss"]):
             raise OmniMambaError(
@@ -225,12 +254,12 @@ class Loop:
         now = time.monotonic()
         c = self.config
         values["lr"] = self._rate(self.step - 1)
-        values["tokens_per_s"] = round(self.window_tokens / max(now - self.window_started, 1e-9), 1)
+        values["tokens_per_s"] = round(ranks * self.window_tokens / max(now - self.window_started, 1e-9), 1)
         values.update(self.job.report())
         self.window, self.window_steps, self.window_tokens, self.window_started = {}, 0, 0, now
         self.last_values = values
         report = Progress(step=self.step, steps=c.steps, values=values, seconds=self.seconds())
-        if self.accelerate.is_main_process:
+        if self.metrics is not None:
             self.metrics.write(report)
         return report
 

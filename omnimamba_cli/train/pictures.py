@@ -11,6 +11,7 @@ from omnimamba_cli.data.datasets import Pictures
 from omnimamba_cli.data.images import pixels_to_image
 from omnimamba_cli.data.mixing import Order, PictureBatch, Split, collate_pictures, worker_batches
 from omnimamba_cli.data.records import BAD_SHARE, Rejects
+from omnimamba_cli.data.resident import ResidentPictures
 from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.train.events import Event, Note, Sheet
 from omnimamba_cli.train.optimiser import Average
@@ -47,7 +48,7 @@ class VQObjective(nn.Module):
         self.register_buffer("used", torch.zeros(size), persistent=False)  # since the last report
         self.register_buffer("alive", torch.zeros(size), persistent=False)  # since the last revival
 
-    def forward(self, micro: Pixels, totals: Mapping[str, float]) -> dict[str, Tensor]:
+    def forward(self, micro: Pixels, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weighted means over the step's pictures: "loss" and its parts."""
         if not len(micro.pixels):
             return {"loss": torch.stack([p.sum() * 0.0 for p in self.parameters()]).sum()}
@@ -61,7 +62,7 @@ class VQObjective(nn.Module):
             "codebook": quantizer["codebook"],
             "commit": quantizer["commit"],
         }
-        share = len(pixels) / max(totals["pictures"], 1)
+        share = len(pixels) / totals["pictures"]
         parts = {name: share * value for name, value in parts.items()}
         ones = torch.ones_like(codes, dtype=self.used.dtype).flatten()
         for counts in (self.used, self.alive):
@@ -81,7 +82,7 @@ class VQJob:
     def __init__(
         self,
         module: VQObjective,
-        pictures: Pictures,
+        pictures: Pictures | ResidentPictures,
         *,
         device: torch.device,
         seed: int,
@@ -103,15 +104,19 @@ class VQJob:
 
     def batches(self, step: int) -> Iterator[Sequence[Pixels]]:
         """Micro-batches of each step on the device."""
-        stream = worker_batches(
-            self.pictures,
-            Order(len(self.pictures), self.seed),
-            self.split,
-            step,
-            collate=collate_pictures,
-            workers=self.workers,
-            pin=self.device.type == "cuda",
-        )
+        order = Order(len(self.pictures), self.seed)
+        if isinstance(self.pictures, ResidentPictures):
+            stream = self.pictures.batches(order, self.split, step)
+        else:
+            stream = worker_batches(
+                self.pictures,
+                order,
+                self.split,
+                step,
+                collate=collate_pictures,
+                workers=self.workers,
+                pin=self.device.type == "cuda",
+            )
         while True:
             yield [self._micro(next(stream)) for _ in range(self.accumulate)]
 

@@ -20,7 +20,8 @@ from omnimamba_cli.engine.session import Session
 from omnimamba_cli.engine.training import Finished, Note, Progress, StageSettings, train
 from omnimamba_cli.errors import CheckpointError, DataError, InputError, UsageError
 from omnimamba_cli.model.omnimamba import OmniMamba
-from omnimamba_cli.train.language import Objective, TaskBatches
+from omnimamba_cli.train.language import LanguageJob, Objective, TaskBatches
+from omnimamba_cli.train.loop import Loop, accelerator
 from omnimamba_cli.train.stages import trainable_names
 from tests.train.conftest import Data, loop, stage
 
@@ -121,10 +122,12 @@ def test_bad_samples_are_counted_named_and_refused_past_a_share(data: Data, tiny
         list(train(many))
 
 
-def test_batch_without_targets_gives_zero_and_no_nan(tiny_config: ModelConfig) -> None:
+def test_batch_without_targets_gives_zero_and_no_nan(tiny_config: ModelConfig, tmp_path: Path) -> None:
     objective = Objective(OmniMamba(tiny_config), None, {"mmu": 1.0})
-    batch = Collate(tiny_config)([Bad("x", "unreadable")])
-    values = objective(TaskBatches({"mmu": batch}), {"mmu": 0})
+    micro = TaskBatches({"mmu": Collate(tiny_config)([Bad("x", "unreadable")])})
+    job = LanguageJob(objective, device=torch.device("cpu"), seed=0, rows={"mmu": 1}, talks=None, drawings=None)
+    totals = Loop(job, loop(), accelerator(torch.device("cpu"), "no"), tmp_path)._totals([micro])
+    values = objective(micro, totals)
     values["loss"].backward()
     assert values["loss"].item() == 0.0
     assert all(math.isfinite(p.grad.sum().item()) for p in objective.parameters() if p.grad is not None)
