@@ -114,7 +114,6 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
         device=accelerate.device,
         seed=settings.loop.seed,
         rows=settings.batch,
-        steps=settings.loop.steps,
         workers=settings.workers,
         accumulate=settings.loop.accumulate,
         revive_every=settings.revive_every,

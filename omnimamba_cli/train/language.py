@@ -163,7 +163,7 @@ class LanguageJob:
         tasks = micros[0].by_task
         return {task: sum(m.by_task[task].count for m in micros) for task in tasks}
 
-    def after_step(self, step: int, average: Average) -> list[Event]:
+    def after_step(self, step: int, progress: float, average: Average) -> list[Event]:
         """What the data had to say."""
         said, self.notes = self.notes, []
         return said

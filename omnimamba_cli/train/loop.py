@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from omnimamba_cli.errors import InputError, OmniMambaError, UsageError
@@ -76,8 +77,8 @@ class Job(Protocol):
         """Targets of a step's micro-batches, by loss."""
         ...
 
-    def after_step(self, step: int, average: Average) -> list[Event]:
-        """Called when step `step` (from 0) is done; may change weights."""
+    def after_step(self, step: int, progress: float, average: Average) -> list[Event]:
+        """Called when step `step` (from 0) is done and `progress` (0 to 1) of the run over; may change weights."""
         ...
 
     def report(self) -> dict[str, float]:
@@ -89,7 +90,14 @@ def accelerator(device: torch.device, precision: Precision) -> Accelerator:
     """One for this run; earlier runs of the same process leave nothing behind."""
     single = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=single)
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", step_scheduler_with_optimizer=False)
+    # buffers are constants here, the same in every process
+    shared = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=device.type == "cpu",
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[shared],
+    )
 
 
 class Loop:
@@ -139,7 +147,7 @@ class Loop:
                 yield Finished(step=self.step, steps=c.steps, complete=False, reason=reason, values=self.last_values)
                 return
             self._one_step(next(batches))
-            yield from self.job.after_step(self.step - 1, self.average)
+            yield from self.job.after_step(self.step - 1, self._progress(), self.average)
             if self.step % c.log_every == 0 or self.step == c.steps:
                 yield self._report()
             if self._save_due():
@@ -227,7 +235,10 @@ class Loop:
         They stay on the device: a step that waited for the other processes' numbers would leave it idle.
         """
         counts = self.job.totals(micros)
-        summed = torch.tensor(list(counts.values()), device=self.accelerate.device, dtype=torch.float32)
+        summed = torch.tensor(list(counts.values()), dtype=torch.float32)
+        if self.accelerate.device.type == "cuda":
+            summed = summed.pin_memory()
+        summed = summed.to(self.accelerate.device, non_blocking=True)
         if self.accelerate.num_processes > 1:
             summed = self.accelerate.reduce(summed, "mean")
         return dict(zip(counts, summed.clamp(min=1 / self.accelerate.num_processes).unbind(), strict=True))

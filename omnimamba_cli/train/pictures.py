@@ -17,6 +17,7 @@ from omnimamba_cli.train.events import Event, Note, Sheet
 from omnimamba_cli.train.optimiser import Average
 
 CODEBOOK = "model.quantize.embedding.weight"
+REVIVE_UNTIL = 0.8  # of the run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,6 @@ class VQJob:
         device: torch.device,
         seed: int,
         rows: int,
-        steps: int,
         workers: int = 0,
         accumulate: int = 1,
         revive_every: int = 100,
@@ -95,7 +95,7 @@ class VQJob:
         autocast: torch.dtype | None = None,
     ) -> None:
         self.module, self.pictures, self.device, self.seed = module, pictures, device, seed
-        self.split, self.steps, self.workers, self.accumulate = Split(rows, accumulate), steps, workers, accumulate
+        self.split, self.workers, self.accumulate = Split(rows, accumulate), workers, accumulate
         self.revive_every, self.sheet_every, self.autocast = revive_every, sheet_every, autocast
         self.rejects = Rejects(limit=BAD_SHARE)
         self.seen = 0
@@ -137,15 +137,15 @@ class VQJob:
         """Pictures of the step."""
         return {"pictures": sum(len(m.pixels) for m in micros)}
 
-    def after_step(self, step: int, average: Average) -> list[Event]:
+    def after_step(self, step: int, progress: float, average: Average) -> list[Event]:
         """Revive codes that nothing chose, while there is time left to learn with them; draw a sheet."""
         done = step + 1
         if done % self.revive_every == 0:
-            if done <= 0.8 * self.steps:
+            if progress <= REVIVE_UNTIL:
                 self._revive(average)
             self.module.alive.zero_()
         events, self.notes = self.notes, []
-        if (self.sheet_every and done % self.sheet_every == 0) or done == self.steps:
+        if (self.sheet_every and done % self.sheet_every == 0) or progress >= 1:
             events.append(Sheet(image=self.sheet(average), step=done))
         return events
 
