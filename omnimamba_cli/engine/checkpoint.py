@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 Part = Literal["model", "vision", "vq"]
 PARTS: tuple[Part, ...] = ("model", "vision", "vq")
 CONFIG, TOKENIZER, CARD = "config.json", "tokenizer.json", "README.md"
-FILES = (CONFIG, TOKENIZER, CARD, *(f"{part}.safetensors" for part in PARTS))
+LOCK = "download.lock.json"  # of a downloaded model, see engine/lock
+FILES = (CONFIG, TOKENIZER, CARD, LOCK, *(f"{part}.safetensors" for part in PARTS))
 NEEDED: dict[str, tuple[str, str]] = {  # file -> (what fails without it, what to convert)
     "model.safetensors": ("it has no language model", "OmniMamba-1.3b.pth"),
     "vision.safetensors": ("it cannot look at pictures", "DINOV2.safetensors SIGLIP.safetensors"),
@@ -265,14 +266,14 @@ def part_sizes(directory: Path) -> dict[str, card.PartSize]:
 
 
 @contextmanager
-def whole_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary directory beside `path` that takes its name when the block ends well.
+def whole_directory(path: Path, *, overwrite: bool = False, within: Path | None = None) -> Iterator[Path]:
+    """A temporary directory beside `path` (or `within` a folder of the same disk) that takes its name at a good end.
 
     Raises InputError where `path` exists and may not be replaced, or where nothing can be written.
     """
     path = path.resolve()
-    others = _check_replaceable(path, overwrite)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    others = check_replaceable(path, overwrite)
+    temporary = (within or path.parent) / f".{path.name}.{secrets.token_hex(4)}.partial"
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -285,8 +286,11 @@ def whole_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(path: Path, overwrite: bool) -> list[str]:
-    """The names of files in an existing directory that are not ours and must outlive its replacement."""
+def check_replaceable(path: Path, overwrite: bool) -> list[str]:
+    """The names of files in an existing directory that are not ours and must outlive its replacement.
+
+    Raises InputError where the path is something that may not be replaced.
+    """
     if not path.exists():
         return []
     if not path.is_dir():
