@@ -138,7 +138,7 @@ def remove(what: Removal) -> list[Path]:
 
 def _remove_model(folder: Path) -> bool:
     """Delete a model's own files, config.json first: half of it is then no model. False where others stay."""
-    for name in checkpoint.FILES:
+    for name in (*checkpoint.FILES, checkpoint.LOCK):
         (folder / name).unlink(missing_ok=True)
     if any(folder.iterdir()):
         return False

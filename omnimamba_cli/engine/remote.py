@@ -208,7 +208,7 @@ def _retrying(call: Callable[[], T], where: str, *, came: Callable[[], int] = la
 
 def _quiet() -> None:
     """The library's remarks off, which we say ourselves, and its bars where the command line wants none."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # exported, lazily
     from huggingface_hub.utils import logging as library
 
     library.set_verbosity(logging.ERROR)

@@ -17,8 +17,8 @@ from omnimamba_cli.data.images import Source, load_image, pixels_to_image, tower
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import decode, hub, runtime
 from omnimamba_cli.engine.checkpoint import load_directory
+from omnimamba_cli.engine.task_model import load_task
 from omnimamba_cli.errors import CheckpointError, InputError
-from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vq import VQModel
 
@@ -85,14 +85,8 @@ class Session:
         self.config: ModelConfig = files.config
         self.tokenizer: TextTokenizer = files.tokenizer
         self.dtype, self.dtype_reason = runtime.pick_dtype(dtype, self.device, self.config)
-        self._merged: dict[Task, OmniMamba] = {}
-
-    @cached_property
-    def model(self) -> OmniMamba:
-        """The language model with both tasks' LoRA."""
-        model = load_directory(self.directory, device=self.device, dtype=self.dtype, parts=("model",)).model
-        assert model is not None  # load_directory raises when it is missing
-        return model.eval()
+        self._by_task: dict[Task, OmniMamba] = {}
+        self._shared: dict[str, Tensor] = {}  # what both tasks use, in memory once
 
     @cached_property
     def towers(self) -> "VisionTowers":
@@ -109,10 +103,12 @@ class Session:
         return vq.eval()
 
     def for_task(self, task: Task) -> OmniMamba:
-        """The model with one task's LoRA folded in."""
-        if task not in self._merged:
-            self._merged[task] = merged(self.model, task)
-        return self._merged[task]
+        """The model of one task, its LoRA folded in; read when it is first needed."""
+        if task not in self._by_task:
+            self._by_task[task] = load_task(
+                self.directory, self.config, task, device=self.device, dtype=self.dtype, shared=self._shared
+            )
+        return self._by_task[task]
 
     # understanding
 
