@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from omnimamba_cli.engine.session import Session
 
 
-def open_session(out: Output, model: str | None, device: str, dtype: str, task: "Task | None" = None) -> "Session":
+def open_session(out: Output, model: str | None, device: str, dtype: str, *, task: "Task | None" = None) -> "Session":
     """A session on the named model, or else on the best installed one for a task, which is then said on stderr."""
     from omnimamba_cli.engine import hub
     from omnimamba_cli.engine.session import load

@@ -3,16 +3,16 @@
 The task's LoRA is folded in while its layer is read, so the weights are in memory once, never twice.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from omnimamba_cli.config import ModelConfig, Task
+from omnimamba_cli.config import Task
 from omnimamba_cli.engine import storage
-from omnimamba_cli.engine.checkpoint import check_part, on_meta, part_path, read_to
+from omnimamba_cli.engine.checkpoint import check_part, on_meta, part_path, read_config, read_to
 from omnimamba_cli.engine.safetensors_io import Header, read_header, read_safetensors
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
@@ -24,21 +24,15 @@ OTHERS: dict[Task, tuple[str, ...]] = {  # what a task never touches
 FOLDED = ".in_proj.weight"
 
 
-def load_task(
-    directory: Path,
-    config: ModelConfig,
-    task: Task,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    shared: MutableMapping[str, Tensor],
+def load_for_task(
+    directory: Path, task: Task, *, device: torch.device, dtype: torch.dtype, other: OmniMamba | None = None
 ) -> OmniMamba:
-    """The model of one task with its LoRA folded in, in eval mode; other tasks' parts are not there at all.
+    """The model for a task, LoRA folded in, in eval mode; what only another task needs is not there at all.
 
-    `shared` holds the tensors that both tasks use, by name: those in it are taken, those read are added. Tensors that
-    need no conversion on a CPU stay in the mapped file. The file is checked whole, as strictly as for training.
-    Raises CheckpointError.
+    What it has in common with `other`, the one for the other task, is in memory once. Tensors that need no conversion
+    on a CPU stay in the mapped file. The file is checked whole, as strictly as for training. Raises CheckpointError.
     """
+    config = read_config(directory)
     path = part_path(directory, "model.safetensors")
     header = read_header(path)
     whole = on_meta(lambda: OmniMamba(config))
@@ -47,19 +41,20 @@ def load_task(
     for name in OTHERS[task]:
         delattr(model, name)
     mapped, _ = read_safetensors(path)
-    tensors: dict[str, Tensor] = {}
+    shared = other.state_dict() if other is not None else {}
     scale = config.backbone.lora_alpha / config.backbone.lora_rank if config.backbone.lora_rank else 0.0
+    tensors: dict[str, Tensor] = {}
     with path.open("rb") as file, torch.no_grad():
         read = partial(read_to, file, header, device)
         for name in model.state_dict():
+            target = storage.decoded_dtype(name, header, dtype)
             if name.endswith(FOLDED) and scale:
-                tensors[name] = _folded(name, header, read, task, scale, dtype)
-                continue
-            if name not in shared:
-                stays = device.type == "cpu" and storage.decoded_dtype(name, header, dtype) == mapped[name].dtype
-                source = mapped.__getitem__ if stays else read
-                shared[name] = storage.decode(name, header, source, dtype).to(device)
-            tensors[name] = shared[name]
+                tensors[name] = _folded(name, header, read, task, scale, target)
+            elif name in shared and shared[name].dtype == target:
+                tensors[name] = shared[name]
+            else:
+                stays = device.type == "cpu" and target == mapped[name].dtype
+                tensors[name] = storage.decode(name, header, mapped.__getitem__ if stays else read, dtype).to(device)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.requires_grad_(False).eval()
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from omnimamba_cli.config import TASKS, ModelConfig, Task
-from omnimamba_cli.engine import checkpoint, task_model
+from omnimamba_cli.engine import checkpoint, task_models
 from omnimamba_cli.engine.checkpoint import ModelFiles, load_directory, save_directory
-from omnimamba_cli.engine.task_model import load_task
+from omnimamba_cli.engine.task_models import load_for_task
 from omnimamba_cli.errors import CheckpointError
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
@@ -30,8 +30,8 @@ def trained(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) 
     return directory
 
 
-def load(directory: Path, config: ModelConfig, task: Task, **options) -> OmniMamba:  # type: ignore[no-untyped-def]
-    return load_task(directory, config, task, **{"device": CPU, "dtype": torch.float32, "shared": {}, **options})
+def load(directory: Path, task: Task, **options) -> OmniMamba:  # type: ignore[no-untyped-def]
+    return load_for_task(directory, task, **{"device": CPU, "dtype": torch.float32, **options})
 
 
 @pytest.mark.parametrize("storage", ["fp32", "fp16", "int8"])
@@ -43,7 +43,7 @@ def test_it_is_the_whole_model_with_one_task_folded_in(
     whole = load_directory(tmp_path / "m", dtype=torch.float32, parts=("model",)).model
     assert whole is not None
     want = merged(whole, task).state_dict()
-    got = load(tmp_path / "m", tiny_config, task).state_dict()
+    got = load(tmp_path / "m", task).state_dict()
     assert got.keys() < want.keys()
     for name, tensor in got.items():
         torch.testing.assert_close(tensor, want[name], rtol=0, atol=1e-6)
@@ -52,7 +52,7 @@ def test_it_is_the_whole_model_with_one_task_folded_in(
 
 @pytest.mark.parametrize("task", TASKS)
 def test_it_runs_its_task_without_the_others_parts(trained: Path, tiny_config: ModelConfig, task: Task) -> None:
-    model = load(trained, tiny_config, task)
+    model = load(trained, task)
     ids = torch.tensor([[1, 2, 3]])
     with torch.inference_mode():
         if task == "mmu":
@@ -61,25 +61,25 @@ def test_it_runs_its_task_without_the_others_parts(trained: Path, tiny_config: M
         else:
             x = torch.cat([model.embed_caption(ids), model.embed_codes(ids)], dim=1)
         assert model.logits(model(x, task), task).isfinite().all()
-    for name in task_model.OTHERS[task]:
+    for name in task_models.OTHERS[task]:
         assert not hasattr(model, name)
 
 
 def test_both_tasks_share_all_but_what_is_folded(trained: Path, tiny_config: ModelConfig) -> None:
-    shared: dict[str, torch.Tensor] = {}
-    mmu, t2i = (load(trained, tiny_config, task, shared=shared).state_dict() for task in TASKS)
+    first = load(trained, "mmu")
+    mmu, t2i = first.state_dict(), load(trained, "t2i", other=first).state_dict()
     for name in mmu.keys() & t2i.keys():
-        assert (mmu[name].data_ptr() == t2i[name].data_ptr()) is not name.endswith(task_model.FOLDED), name
+        assert (mmu[name].data_ptr() == t2i[name].data_ptr()) is not name.endswith(task_models.FOLDED), name
 
 
 def test_the_files_tensors_stay_as_they_are(trained: Path, tiny_config: ModelConfig) -> None:
     before = (trained / "model.safetensors").read_bytes()
-    model = load(trained, tiny_config, "mmu", dtype=torch.bfloat16)
+    model = load(trained, "mmu", dtype=torch.bfloat16)
     assert {str(p.dtype) for n, p in model.named_parameters() if not n.endswith(("A_log", "dt_bias", ".D"))} == {
         "torch.bfloat16"
     }
     assert model.layers[0].mixer.A_log.dtype == torch.float32
-    load(trained, tiny_config, "t2i")
+    load(trained, "t2i")
     assert (trained / "model.safetensors").read_bytes() == before
 
 
@@ -93,4 +93,4 @@ def test_a_part_that_the_task_does_not_need_is_checked_all_the_same(
     del tensors["image_mlp.0.bias"]
     save_file(tensors, directory / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"image_mlp\.0\.bias is missing"):
-        load(directory, tiny_config, "mmu")
+        load(directory, "mmu")
