@@ -91,7 +91,7 @@ def loopback(
 ) -> "Iterator[Hub]":
     """A Hub on loopback that has the release "tiny", with huggingface_hub set to it and a home of its own."""
     import huggingface_hub
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     from omnimamba_cli.engine import published, remote
     from omnimamba_cli.presets import PRESETS
@@ -116,11 +116,13 @@ def loopback(
             "DOWNLOAD_CHUNK_SIZE": 4096,  # of small files a part is to be there, too
         }
         for name, value in settings.items():
-            monkeypatch.setattr(constants, name, value)
+            for module in (constants, file_download):  # older versions hold names of their own
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, value)
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         yield hub
-        huggingface_hub.close_session()
+        getattr(huggingface_hub, "close_session", lambda: None)()  # versions before 1.0 keep no client
 
 
 @pytest.fixture(autouse=True)

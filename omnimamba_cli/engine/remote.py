@@ -121,15 +121,21 @@ def _get(remote: RemoteFile, partial: Path, progress: Callable[[int], None]) -> 
         progress(start)
         if start < remote.size_bytes:
             counted = _Counted(file, progress)
-            # the address on the Hub, not the one it forwards to, which expires
-            http_get(
-                url,
-                counted,  # type: ignore[arg-type]  # a file in all that http_get uses
-                resume_size=start,
-                headers=_headers(),
-                expected_size=remote.size_bytes,
-                displayed_filename=remote.file,
-            )
+            try:
+                # the address on the Hub, not the one it forwards to, which expires
+                http_get(
+                    url,
+                    counted,  # type: ignore[arg-type]  # a file in all that http_get uses
+                    resume_size=start,
+                    headers=_headers(),
+                    expected_size=remote.size_bytes,
+                    displayed_filename=remote.file,
+                )
+            except OSError as error:
+                if file.seek(0, os.SEEK_END) > remote.size_bytes:  # older versions put the whole behind the half
+                    file.truncate(0)
+                    raise RangeIgnoredError from error
+                raise
         file.flush()
         os.fsync(file.fileno())
 
@@ -140,6 +146,10 @@ def _headers() -> dict[str, str]:
     token = hf.get_token()
     headers = {"user-agent": f"omnimamba/{__version__}"}
     return headers | ({"authorization": f"Bearer {token}"} if token else {})
+
+
+class RangeIgnoredError(Exception):
+    """A server sent a file from its beginning where its rest was asked for."""
 
 
 class _Counted:

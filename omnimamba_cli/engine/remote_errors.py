@@ -10,7 +10,7 @@ from omnimamba_cli.errors import DownloadError, InputError, OmniMambaError
 OFFLINE_HINT = "run once without --offline and HF_HUB_OFFLINE, or give local files: omnimamba download --from DIR"
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # status codes after which another try may do
 SILENT = {"Timeout", "TimeoutException", "TimeoutError", "RemoteProtocolError"}
-BROKEN = {"ReadError", "WriteError", "ChunkedEncodingError", "ProtocolError", "IncompleteRead"}
+BROKEN = {"ReadError", "WriteError", "ChunkedEncodingError", "ProtocolError", "IncompleteRead", "RangeIgnoredError"}
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -45,13 +45,13 @@ def _asked_wait_s(error: BaseException) -> float:
 def wait_s(error: Exception, by_library: bool = False) -> float | None:
     """Least seconds before another try, or None where none would help.
 
-    `by_library`: huggingface_hub has itself tried silent lines and busy servers again.
+    `by_library`: huggingface_hub has itself tried silent lines again.
     """
     kinds, status = _kinds(error), _status(error)
     if "ProxyError" in kinds or "ConnectTimeout" in kinds:
         return None
     if status:
-        return _asked_wait_s(error) if status in PASSING and not (by_library and status == 429) else None
+        return _asked_wait_s(error) if status in PASSING else None
     if kinds & BROKEN or (kinds & SILENT and not by_library):
         return 0.0
     return None
