@@ -57,7 +57,7 @@ def describe(repo: str, file: str, revision: str | None = None) -> RemoteFile:
         raise DownloadError(f"{where} is not here, and the network is not to be used", hint=remote_errors.OFFLINE_HINT)
     import huggingface_hub as hf  # here: importing it costs half a second of every command
 
-    _quiet()
+    _quiet(bars=False)
     url = hf.hf_hub_url(repo, file, revision=revision or MAIN)
     found = _retrying(lambda: hf.get_hf_file_metadata(url), where)
     if found.commit_hash is None or found.etag is None or found.size is None:
@@ -187,7 +187,7 @@ def snapshot(repo: str, revision: str | None, files: Sequence[str]) -> Path:
     """A repository's files of these names in huggingface_hub's cache; offline, what the cache has of it."""
     import huggingface_hub as hf
 
-    _quiet()
+    _quiet(bars=os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") != "1")
     where = f"{repo}@{revision}" if revision else repo
     try:
         return Path(
@@ -216,11 +216,11 @@ def _retrying(call: Callable[[], T], where: str, *, came: Callable[[], int] = la
             tries += 1
 
 
-def _quiet() -> None:
-    """The library's remarks off, which we say ourselves, and its bars where the command line wants none."""
+def _quiet(*, bars: bool) -> None:
+    """The library's remarks off, which we say ourselves, and its bars where we draw our own or none are wanted."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # exported, lazily
     from huggingface_hub.utils import logging as library
 
     library.set_verbosity(logging.ERROR)
-    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
+    if not bars:
         disable_progress_bars()
