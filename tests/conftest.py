@@ -1,9 +1,14 @@
 """A small random model that takes no time: what it says is noise, how it behaves is not."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.loopback_hub import Hub
 
 # before torch is imported: on tiny tensors a second thread only waits, and on a busy machine it waits long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -70,6 +75,54 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_config: ModelConfi
     directory = tmp_path_factory.mktemp("models") / "tiny"
     save_directory(directory, files)
     return directory
+
+
+@pytest.fixture(scope="session")
+def published_files(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, Path]":
+    """The published files in small. Do not write into them."""
+    from tests.cases.published import write_files
+
+    return write_files(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def loopback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published_files: "dict[str, Path]", _clean_environment: None
+) -> "Iterator[Hub]":
+    """A Hub on loopback that has the release "tiny", with huggingface_hub set to it and a home of its own."""
+    import huggingface_hub
+    from huggingface_hub import constants, file_download
+
+    from omnimamba_cli.engine import published, remote
+    from omnimamba_cli.presets import PRESETS
+    from tests.cases.published import CONFIG, PLACES, RELEASE
+    from tests.loopback_hub import serve
+
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setitem(PRESETS, "tiny", CONFIG)
+    monkeypatch.setitem(published.RELEASES, "tiny", RELEASE)
+    monkeypatch.setattr(remote, "WAITS_S", (0.0,) * 4)
+    with serve() as hub:
+        for short, (repo, file) in PLACES.items():
+            hub.add(repo, {file: published_files[short]})
+        settings = {
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_TOKEN_PATH": str(tmp_path / "token"),
+            "DOWNLOAD_CHUNK_SIZE": 4096,  # of small files a part is to be there, too
+        }
+        for name, value in settings.items():
+            for module in (constants, file_download):  # older versions hold names of their own
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, value)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        yield hub
+        getattr(huggingface_hub, "close_session", lambda: None)()  # versions before 1.0 keep no client
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ HOMES = {
     "rich": ("cli/",),
     "click": (),
     "timm": ("model/vision.py",),
-    "huggingface_hub": ("engine/hub.py",),
+    "huggingface_hub": ("engine/remote.py",),
     "mamba_ssm": ("ops/",),
     "causal_conv1d": ("ops/",),
     "triton": ("ops/",),

@@ -21,6 +21,10 @@ from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaErr
 COMMANDS: dict[str, tuple[str, str]] = {
     "caption": ("caption", "Say what is in pictures, or answer a question about them."),
     "generate": ("generate", "Draw pictures from words."),
+    "download": ("download", "Fetch the published model and make it ready."),
+    "models": ("list_models", "List the installed models."),
+    "remove": ("remove", "Delete an installed model."),
+    "export": ("export", "Make a folder that can be shared on the Hub."),
     "convert": ("convert", "Make a model directory from published checkpoint files."),
     "doctor": ("doctor", "Show versions, devices, kernels and installed models."),
     "eval": ("eval", "Measure how well a model names and draws."),

@@ -20,6 +20,7 @@ from omnimamba_cli.cli.options import (
     MinP,
     Model,
     NulSeparated,
+    Offline,
     Quiet,
     RepetitionPenalty,
     Seed,
@@ -50,9 +51,19 @@ def command(
         str | None,
         typer.Option("--prompt", "-p", metavar="TEXT", help="The question; every argument is then a picture."),
     ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template",
+            metavar="NAME|TEXT",
+            help="How the question is put: released, training, or a text with {question}. Without it the model's own.",
+            show_default=False,
+        ),
+    ] = None,
     from_file: FromFile = None,
     nul: NulSeparated = False,
     model: Model = None,
+    offline: Offline = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     temperature: Temperature = None,
@@ -92,7 +103,7 @@ def command(
     The answer is the likeliest one unless --temperature says otherwise. One picture prints the caption
     alone; several print NAME, a tab, and the caption on one line each.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
     settings = given(
         temperature=temperature,
         top_k=top_k,
@@ -108,9 +119,8 @@ def command(
     if not pictures:
         raise UsageError("there is no picture to look at", hint='omnimamba caption fox.png "what is here?"')
     several = len(pictures) > 1
-    run = Run(
-        out, question, settings, seed, model, device, dtype, names=several if with_filename is None else with_filename
-    )
+    names = several if with_filename is None else with_filename
+    run = Run(out, question, settings, seed, model, device, dtype, names, template and template_text(template))
     if stream and not several and not json:
         run.stream(pictures[0])
         return ExitCode.DONE
@@ -129,12 +139,13 @@ class Run:
     device: str
     dtype: str
     names: bool
+    template: str | None
     _opened: "tuple[Session, SamplingConfig] | None" = None
 
     def open(self) -> "tuple[Session, SamplingConfig]":
         """The session and how it samples; draws and reports a seed where one is needed."""
         if self._opened is None:
-            session = models.open_session(self.out, self.model, self.device, self.dtype)
+            session = models.open_session(self.out, self.model, self.device, self.dtype, task="mmu")
             sampling = replace(session.config.caption_sampling, **self.settings)  # type: ignore[arg-type]  # by field
             if sampling.temperature > 0 and self.seed is None:
                 self.seed = models.new_seed()
@@ -149,7 +160,9 @@ class Run:
         if self.names:
             self.out.piece(f"{picture.name}\t")
         reason = None
-        for event in session.stream_caption(image, self.question, sampling=sampling, seed=self.seed):
+        for event in session.stream_caption(
+            image, self.question, sampling=sampling, seed=self.seed, template=self.template
+        ):
             text = folded(event.text) if self.names else event.text
             if text:
                 self.out.piece(text)
@@ -197,7 +210,8 @@ class Run:
             part, good = good[:run], good[run:]
             seed = None if self.seed is None else self.seed + part[0][0]
             questions = [self.question] * len(part)
-            results = session.captions([image for *_, image in part], questions, sampling=sampling, seed=seed)
+            images = [image for *_, image in part]
+            results = session.captions(images, questions, sampling=sampling, seed=seed, template=self.template)
             for row, ((index, picture, _), result) in enumerate(zip(part, results, strict=True)):
                 yield index, picture, result, None if seed is None else seed + row
 
@@ -220,6 +234,20 @@ class Run:
                 "model": session.config.name,
             }
         )
+
+
+def template_text(name: str) -> str:
+    """The template of a name, or the text itself. Raises UsageError for one without a place for the question."""
+    from omnimamba_cli.data import sequences
+
+    known = {"released": sequences.RELEASED_PROMPT, "training": sequences.TRAINING_PROMPT}
+    text = known.get(name, name)
+    if "{question}" not in text:
+        raise UsageError(
+            f"--template {name!r} is neither {' nor '.join(known)}, and holds no {{question}}",
+            hint=f"--template '{sequences.RELEASED_PROMPT}'",
+        )
+    return text
 
 
 def read(picture: Picture) -> "Image":

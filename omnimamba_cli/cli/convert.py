@@ -1,7 +1,7 @@
 """`omnimamba convert`: published checkpoint files into a model directory."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,6 +9,9 @@ from omnimamba_cli import presets
 from omnimamba_cli.cli.options import Color, Force, Json, Quiet, Verbose, configure
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from omnimamba_cli.engine.convert_files import ConvertEvent
 
 StorageChoice = Literal["keep", "fp16", "bf16", "fp32", "int8"]
 
@@ -60,23 +63,32 @@ def run(out: Output, sources: list[Path], dest: Path, dtype: StorageChoice, pres
     from omnimamba_cli.engine import convert_files as engine
 
     for event in engine.convert(sources, dest, dtype=dtype, preset=preset, force=force):
-        match event:
-            case engine.SourceRead():
-                size = human_size(event.size_bytes)
-                out.note(f"read   {event.path}: {event.kind}, {event.tensors} tensors, {size}")
-            case engine.PartWritten():
-                out.note(f"wrote  {event.file}, {human_size(event.size_bytes)}")
-            case engine.Note():
-                out.note(f"note   {event.text}")
-            case engine.Finished():
-                for sentence in event.lacks:
-                    out.note(f"note   {sentence}")
-                out.detail(f"{event.seconds:.1f} s")
-                if not out.json:
-                    out.line(str(event.directory))
-                    continue
-                fields = {"directory": str(event.directory), "model": event.config.name, "bytes": event.size_bytes}
-                out.record({**fields, "seconds": round(event.seconds, 3), "lacks": list(event.lacks)})
+        tell(out, event)
+        if not isinstance(event, engine.Finished):
+            continue
+        if not out.json:
+            out.line(str(event.directory))
+            continue
+        fields = {"directory": str(event.directory), "model": event.config.name, "bytes": event.size_bytes}
+        out.record({**fields, "seconds": round(event.seconds, 3), "lacks": list(event.lacks)})
+
+
+def tell(out: Output, event: "ConvertEvent") -> None:
+    """One event of a conversion, on stderr."""
+    from omnimamba_cli.engine import convert_files as engine
+
+    match event:
+        case engine.SourceRead():
+            size = human_size(event.size_bytes)
+            out.note(f"read   {event.path}: {event.kind}, {event.tensors} tensors, {size}")
+        case engine.PartWritten():
+            out.note(f"wrote  {event.file}, {human_size(event.size_bytes)}")
+        case engine.Note():
+            out.note(f"note   {event.text}")
+        case engine.Finished():
+            for sentence in event.lacks:
+                out.note(f"note   {sentence}")
+            out.detail(f"{event.seconds:.1f} s")
 
 
 def human_size(size_bytes: float) -> str:

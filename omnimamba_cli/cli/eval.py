@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omnimamba_cli.cli import models, targets
-from omnimamba_cli.cli.options import Color, Device, Dtype, Force, Json, Model, Quiet, Verbose, configure
+from omnimamba_cli.cli.options import Color, Device, Dtype, Force, Json, Model, Offline, Quiet, Verbose, configure
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import InputError, UsageError
 
@@ -24,6 +24,7 @@ def command(
     suite: Annotated[Literal["picturebook"], typer.Argument(help="What to measure with.")],
     data: Annotated[str, typer.Option("--data", metavar="DIR", help="Folder of the data set.")],
     model: Model = None,
+    offline: Offline = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     limit: Annotated[
@@ -60,7 +61,7 @@ def command(
     \b
     python examples/picturebook/make.py data/picturebook eval --n 300 --out data/eval
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
     folder = Path(data)
     if sheet is not None and draw == 0:
         raise UsageError("--sheet shows what was drawn, and --draw 0 draws nothing", hint="--draw 64")

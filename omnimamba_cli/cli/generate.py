@@ -23,6 +23,7 @@ from omnimamba_cli.cli.options import (
     MinP,
     Model,
     NulSeparated,
+    Offline,
     Quiet,
     RepetitionPenalty,
     Seed,
@@ -69,6 +70,7 @@ def command(
         bool, typer.Option("--metadata/--no-metadata", help="Write prompt, seed, model and version into a PNG.")
     ] = True,
     model: Model = None,
+    offline: Offline = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     temperature: Temperature = None,
@@ -95,7 +97,7 @@ def command(
     Prints the path of each. Picture i uses seed + i, whatever the batch size. Sampling is the model's own
     unless an option says otherwise. An existing file is kept unless --force is given.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
     settings = given(
         temperature=temperature,
         top_k=top_k,
@@ -115,7 +117,7 @@ def command(
     wanted = ready(out, planned, force, skip_existing)
     if not wanted:
         return
-    session = models.open_session(out, model, device, dtype)
+    session = models.open_session(out, model, device, dtype, task="t2i")
     if seed is None:
         out.note(f"seed {drawn_seed}")
     for text in dict.fromkeys(prompts):

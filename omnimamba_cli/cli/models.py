@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING
 from omnimamba_cli.cli.output import Output
 
 if TYPE_CHECKING:
+    from omnimamba_cli.config import Task
     from omnimamba_cli.engine.session import Session
 
-DEFAULT = "nano"
 
-
-def open_session(out: Output, model: str | None, device: str, dtype: str) -> "Session":
-    """A session on the named model, or on the bundled one, which is then said on stderr."""
+def open_session(out: Output, model: str | None, device: str, dtype: str, *, task: "Task | None" = None) -> "Session":
+    """A session on the named model, or else on the best installed one for a task, which is then said on stderr."""
+    from omnimamba_cli.engine import hub
     from omnimamba_cli.engine.session import load
 
     if not model:
-        out.note(f"using {DEFAULT}, the small model that comes with this program (-m chooses another)")
-    session = load(model or DEFAULT, device=device, dtype=dtype)
+        model = hub.default_model(task)
+        what = ", the small model that comes with this program" if model == hub.BUNDLED else ""
+        out.note(f"using {model}{what} (-m chooses another)")
+    session = load(model, device=device, dtype=dtype)
     if out.verbose:
         _describe(out, session)
     return session

@@ -4,6 +4,7 @@ Use as annotations: `def command(ctx: typer.Context, model: Model = None, quiet:
 then `out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)`.
 """
 
+import os
 import warnings
 from typing import Annotated, Literal
 
@@ -22,7 +23,8 @@ Model = Annotated[
         "-m",
         envvar="OMNIMAMBA_MODEL",
         metavar="NAME|DIR|ORG/REPO",
-        help="Installed model, model directory or Hub repository (org/repo@revision). Without it: nano.",
+        help="Installed model, model directory or Hub repository (org/repo@revision). "
+        "Without it: omnimamba-1.3b where it is installed, else nano.",
         show_default=False,
     ),
 ]
@@ -50,6 +52,8 @@ BatchSize = Annotated[
     int | None,
     typer.Option("--batch-size", metavar="N", min=1, help="How many at once; changes memory and speed, not results."),
 ]
+
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network, not even for a Hub repository.")]
 
 # how tokens are drawn; without these the model's own settings hold
 Temperature = Annotated[float | None, typer.Option("--temperature", metavar="X", help="0 takes the likeliest token.")]
@@ -88,10 +92,17 @@ Color = Annotated[ColorChoice, typer.Option("--color", help="Colour on stderr.")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 
 
-def configure(ctx: typer.Context, *, quiet: bool, verbose: int, color: ColorChoice, json: bool = False) -> Output:
+def configure(
+    ctx: typer.Context, *, quiet: bool, verbose: int, color: ColorChoice, json: bool = False, offline: bool = False
+) -> Output:
     """The run's Output, set to the common options."""
     out = ctx.find_object(Output) or Output()
     out.configure(quiet=quiet, verbose=verbose, color=color, json=json)
+    # huggingface_hub reads both when it is imported, which is later
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if quiet or not out.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if verbose < 2:
         warnings.simplefilter("ignore")  # of libraries; ours go through `out`
     return out

@@ -10,6 +10,7 @@ from omnimamba_cli.data.tokenizer import TextTokenizer
 
 Turn = tuple[str, str]  # question, answer
 
+RELEASED_PROMPT = "USER: {question} ASSISTANT:"  # of the released inference script
 TRAINING_PROMPT = "In: {question}\nOut:"
 
 

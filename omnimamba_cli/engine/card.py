@@ -29,8 +29,16 @@ class PartSize:
     size_bytes: int
 
 
-def render(config: ModelConfig, parts: Mapping[str, PartSize], notes: tuple[str, ...] = ()) -> str:
-    """The card of a directory with these parts; `notes` become paragraphs of their own."""
+def render(
+    config: ModelConfig,
+    parts: Mapping[str, PartSize],
+    notes: tuple[str, ...] = (),
+    front: tuple[str, ...] | None = None,
+) -> str:
+    """The card of a directory with these parts; `notes` become paragraphs of their own.
+
+    With `front`, more lines of what the Hub reads, it is a card to share, whose notes say how to use the model.
+    """
     b = config.backbone
     sizes = (
         f"Backbone: {b.n_layer} Mamba-2 layers, width {b.d_model}. Text vocabulary {config.text.vocab_size:,}, image "
@@ -39,6 +47,7 @@ def render(config: ModelConfig, parts: Mapping[str, PartSize], notes: tuple[str,
     lines = [
         "---",
         "library_name: omnimamba",
+        *(front or ()),
         "---",
         f"# {config.name}",
         "",
@@ -56,7 +65,8 @@ def render(config: ModelConfig, parts: Mapping[str, PartSize], notes: tuple[str,
     lines += [STORAGE_NOTES[s] + "\n" for s in sorted({p.storage for p in parts.values()}) if s in STORAGE_NOTES]
     lines.append("`A_log`, `dt_bias` and `D` are float32 in every storage.\n")
     lines += [note + "\n" for note in notes]
-    lines += ["```", 'omnimamba generate "a red fox" --model DIRECTORY -o fox.png', "```", ""]
+    if front is None:
+        lines += ["```", 'omnimamba generate "a red fox" --model DIRECTORY -o fox.png', "```", ""]
     return "\n".join(lines)
 
 

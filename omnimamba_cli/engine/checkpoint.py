@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ Part = Literal["model", "vision", "vq"]
 PARTS: tuple[Part, ...] = ("model", "vision", "vq")
 CONFIG, TOKENIZER, CARD = "config.json", "tokenizer.json", "README.md"
 FILES = (CONFIG, TOKENIZER, CARD, *(f"{part}.safetensors" for part in PARTS))
+LOCK = "download.lock.json"  # of a downloaded model, see engine/lock; void when a file is written anew
 NEEDED: dict[str, tuple[str, str]] = {  # file -> (what fails without it, what to convert)
     "model.safetensors": ("it has no language model", "OmniMamba-1.3b.pth"),
     "vision.safetensors": ("it cannot look at pictures", "DINOV2.safetensors SIGLIP.safetensors"),
@@ -68,7 +69,7 @@ class ModelFiles:
         if self._tokenizer is None:
             if self.directory is None:
                 raise CheckpointError("this model was made without a tokenizer")
-            path = _part_path(self.directory, TOKENIZER)
+            path = part_path(self.directory, TOKENIZER)
             self._tokenizer = TextTokenizer.from_file(path, self.config.text)
         return self._tokenizer
 
@@ -83,7 +84,7 @@ def is_model_directory(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def _part_path(directory: Path, file: str) -> Path:
+def part_path(directory: Path, file: str) -> Path:
     path = directory / file
     if not path.is_file():
         lack, source = NEEDED[file]
@@ -153,7 +154,7 @@ def check_file(path: Path, part: Part, config: ModelConfig) -> None:
         "vision": lambda: _towers(config),
         "vq": lambda: VQModel(config.vq),
     }
-    _check_part(path, read_header(path), on_meta(builders[part]))
+    check_part(path, read_header(path), on_meta(builders[part]))
 
 
 def on_meta(build: Callable[[], M]) -> M:
@@ -167,7 +168,7 @@ def module_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def _check_part(path: Path, header: Header, module: nn.Module) -> None:
+def check_part(path: Path, header: Header, module: nn.Module) -> None:
     """Raise CheckpointError unless the file holds exactly the module's tensors."""
     check(storage.logical_shapes(header), module_shapes(module), str(path), hint="convert or download the model again")
     for name, wanted in module.state_dict().items():
@@ -180,10 +181,10 @@ def _check_part(path: Path, header: Header, module: nn.Module) -> None:
 def _load(
     directory: Path, part: Part, build: Callable[[], M], device: str | torch.device, dtype: torch.dtype | None
 ) -> M:
-    path = _part_path(directory, f"{part}.safetensors")
+    path = part_path(directory, f"{part}.safetensors")
     header = read_header(path)
     module = on_meta(build)
-    _check_part(path, header, module)
+    check_part(path, header, module)
     if dtype is None and header.metadata.get("storage") == "int8":
         dtype = torch.float32
     mapped, _ = read_safetensors(path)
@@ -194,12 +195,17 @@ def _load(
                 storage.decoded_dtype(name, header, dtype) == mapped[name].dtype and torch.device(device).type == "cpu"
             )
             # what is converted or moved is read, not mapped: its pages would stay beside the copy
-            read = mapped.__getitem__ if stays else partial(read_tensor, file, header)
+            read = mapped.__getitem__ if stays else partial(read_to, file, header, device)
             tensors[name] = storage.decode(name, header, read, dtype).to(device)
     module.load_state_dict(tensors, strict=True, assign=True)
     if any(buffer.is_meta for buffer in module.buffers()):
         _fill_buffers(module, build(), device)
     return module.eval()
+
+
+def read_to(file: BinaryIO, header: Header, device: str | torch.device, name: str) -> Tensor:
+    """A stored tensor on a device, where it is then converted: faster there than here."""
+    return read_tensor(file, header, name).to(device)
 
 
 def _fill_buffers(module: nn.Module, real: nn.Module, device: str | torch.device) -> None:
@@ -265,14 +271,14 @@ def part_sizes(directory: Path) -> dict[str, card.PartSize]:
 
 
 @contextmanager
-def whole_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary directory beside `path` that takes its name when the block ends well.
+def whole_directory(path: Path, *, overwrite: bool = False, within: Path | None = None) -> Iterator[Path]:
+    """A temporary directory beside `path` (or `within` a folder of the same disk) that takes its name at a good end.
 
     Raises InputError where `path` exists and may not be replaced, or where nothing can be written.
     """
     path = path.resolve()
-    others = _check_replaceable(path, overwrite)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    others = check_replaceable(path, overwrite)
+    temporary = (within or path.parent) / f".{path.name}.{secrets.token_hex(4)}.partial"
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -285,8 +291,11 @@ def whole_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(path: Path, overwrite: bool) -> list[str]:
-    """The names of files in an existing directory that are not ours and must outlive its replacement."""
+def check_replaceable(path: Path, overwrite: bool) -> list[str]:
+    """The names of files in an existing directory that are not ours and must outlive its replacement.
+
+    Raises InputError where the path is something that may not be replaced.
+    """
     if not path.exists():
         return []
     if not path.is_dir():
@@ -298,7 +307,7 @@ def _check_replaceable(path: Path, overwrite: bool) -> list[str]:
         raise InputError(f"{path} exists and is no model directory", hint="choose another name")
     if not overwrite:
         raise InputError(f"{path} exists", hint="--force replaces it")
-    others = [name for name in names if name not in FILES]
+    others = [name for name in names if name not in (*FILES, LOCK)]
     if folders := [name for name in others if (path / name).is_dir()]:
         raise InputError(f"{path} holds the folder {folders[0]}, it is not replaced", hint="choose another name")
     return others

@@ -6,7 +6,7 @@ Pickles are read here alone, with weights_only: their code is never run. Yields 
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,15 +76,23 @@ class _Plan:
 
 
 def convert(
-    sources: Sequence[Path], dest: Path, *, dtype: Storage = "keep", preset: str | None = None, force: bool = False
+    sources: Sequence[Path],
+    dest: Path,
+    *,
+    dtype: Storage = "keep",
+    preset: str | None = None,
+    force: bool = False,
+    within: Path | None = None,
+    seal: Callable[[Path], None] | None = None,
 ) -> Iterator[ConvertEvent]:
     """Make the model directory `dest` of published files, or add the parts it lacks.
 
     Sources may be the published OmniMamba file or a plain state-spaces/mamba2 one, the image tokenizer, both towers
     and tokenizer.json, in any order; what is not given is missing from the directory, and `Finished.lacks` says so.
     The size comes from the shapes; `preset` names it where no source tells. `dest` is made whole or left as it was;
-    parts it already has are replaced only with `force`. Raises InputError, UsageError or CheckpointError (a tensor
-    missing, extra or misshapen is named).
+    parts it already has are replaced only with `force`. It is made in the folder `within`, on the same disk, or else
+    beside `dest`; `seal` gets it before it takes its name, to add what only the caller knows.
+    Raises InputError, UsageError or CheckpointError (a tensor missing, extra or misshapen is named).
     """
     start = time.perf_counter()
     if dtype not in STORAGES:
@@ -104,11 +112,13 @@ def convert(
         yield Note(text=note)
     _check_kept(plan.config, dest, kept)
     _check_disk(plan, dest, dtype)
-    with checkpoint.whole_directory(dest, overwrite=exists) as directory:
+    with checkpoint.whole_directory(dest, overwrite=exists, within=within) as directory:
         yield from _write(plan, directory, dtype)
         for name in kept:
             checkpoint.link_or_copy(dest / name, directory / name)
         (directory / CARD).write_text(card.render(plan.config, checkpoint.part_sizes(directory)), encoding="utf-8")
+        if seal is not None:
+            seal(directory)
         size = sum(path.stat().st_size for path in directory.iterdir())
         lacks = tuple(f"{NEEDED[f][0]} ({f} is missing)" for f in NEEDED if not (directory / f).is_file())
     seconds = time.perf_counter() - start

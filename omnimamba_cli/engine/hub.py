@@ -3,12 +3,16 @@
 import difflib
 import os
 import re
+import sys
 from pathlib import Path
 
+from omnimamba_cli.config import Task
+from omnimamba_cli.engine import remote
 from omnimamba_cli.engine.checkpoint import FILES, is_model_directory
-from omnimamba_cli.errors import CheckpointError, DownloadError
+from omnimamba_cli.errors import CheckpointError
 
 PACKAGE = Path(__file__).resolve().parent.parent
+PUBLISHED, BUNDLED = "omnimamba-1.3b", "nano"
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -18,9 +22,21 @@ def bundled_folders() -> list[Path]:
 
 
 def user_folder() -> Path:
-    """Where a user's own models are installed."""
-    data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "omnimamba"
+    """Where a user's own models are installed, by the rules of the platform."""
+    data = os.environ.get("XDG_DATA_HOME", "")
+    if os.path.isabs(data):  # the rule says to pass over a relative one
+        return Path(data) / "omnimamba"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "omnimamba"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "omnimamba"
+    return Path.home() / ".local" / "share" / "omnimamba"
+
+
+def install_folder() -> Path:
+    """Where a new model goes: weights/ of the checkout that we are in, else the user's folder."""
+    here = Path("weights")
+    return here if here.is_dir() and Path("omnimamba_cli", "engine").is_dir() else user_folder()
 
 
 def installed() -> list[tuple[str, Path]]:
@@ -30,9 +46,18 @@ def installed() -> list[tuple[str, Path]]:
         if not folder.is_dir():
             continue
         for path in sorted(folder.iterdir()):
-            if is_model_directory(path):
+            # a hidden one is not finished
+            if is_model_directory(path) and not path.name.startswith("."):
                 found.setdefault(path.name, path)
     return sorted(found.items())
+
+
+def default_model(task: Task | None) -> str:
+    """The model that is used when none is named: the published one where it is installed and can do the task."""
+    needed = {"mmu": ["vision"], "t2i": ["vq"], None: ["vision", "vq"]}[task]
+    directory = dict(installed()).get(PUBLISHED)
+    files = [f"{part}.safetensors" for part in ("model", *needed)] + ["tokenizer.json"]
+    return PUBLISHED if directory is not None and all((directory / f).is_file() for f in files) else BUNDLED
 
 
 def resolve(name: str) -> Path:
@@ -82,30 +107,11 @@ def _hint(name: str) -> str:
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import errors, snapshot_download  # here: importing it costs half a second of every command
-
     where = f"{repo}@{revision}" if revision else repo
-    try:
-        path = Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
-    except errors.RepositoryNotFoundError:
-        raise DownloadError(
-            f"{where} could not be downloaded: the Hub has no such repository, or it asks for a login",
-            hint="check the name, or log in: hf auth login",
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise DownloadError(f"{where} could not be downloaded: the repository has no such revision") from None
-    except Exception as error:  # its network errors are of another library in almost every release
-        raise _failed(where, error) from error
+    path = remote.snapshot(repo, revision, FILES)
     if not is_model_directory(path):
         raise CheckpointError(
             f"{where} holds no model directory (no config.json)",
             hint="download its files and run: omnimamba convert FILE... DIRECTORY",
         )
     return path
-
-
-def _failed(where: str, error: Exception) -> DownloadError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return DownloadError(
-        f"{where} could not be downloaded: {first}", hint="check the network, or give a model directory instead"
-    )

@@ -33,6 +33,10 @@ TARGETS: dict[Kind, str] = {
 WRAPPERS = ("model", "state_dict", "module")  # keys under which trainers put the tensors
 
 
+class UnknownFileError(CheckpointError):
+    """A file that is sound, but nothing convert knows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A file that convert knows."""
@@ -78,7 +82,7 @@ def open_source(path: Path) -> Source:
         return _of_tensors(path, read_safetensors(path)[0])
     if start.lstrip().startswith(b"{") and _is_tokenizer(path):
         return Source(path=path, kind="tokenizer")
-    raise CheckpointError(
+    raise UnknownFileError(
         f"{path} is no checkpoint, image tokenizer, image encoder or tokenizer.json that convert knows",
         hint="omnimamba convert --help lists the files it takes",
     )
@@ -139,4 +143,4 @@ def _of_tensors(path: Path, tensors: dict[str, Tensor]) -> Source:
     if "text_embedding.weight" in tensors:
         raise CheckpointError(f"{path} is already in this program's format", hint=f"--model {path.parent}")
     first = next(iter(tensors), "nothing")
-    raise CheckpointError(f"{path} holds {len(tensors)} tensors of an unknown model (first: {first})")
+    raise UnknownFileError(f"{path} holds {len(tensors)} tensors of an unknown model (first: {first})")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimamba_cli.config import TASKS, Mamba2Config, Task
+from omnimamba_cli.ops import halves
 
 if TYPE_CHECKING:
     from omnimamba_cli.model.omnimamba import OmniMamba
@@ -75,7 +76,7 @@ class MergedLinear(nn.Module):
         """x (... in) to (... out)."""
         if task != self.task:
             raise ValueError(f"this model is merged for {self.task!r}; it cannot run {task!r}")
-        return F.linear(x, self.weight)
+        return halves.linear(x, self.weight)
 
 
 def merged(model: M, task: Task) -> M:

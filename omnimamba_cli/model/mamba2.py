@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from omnimamba_cli import ops
 from omnimamba_cli.config import Mamba2Config, Task
 from omnimamba_cli.model.lora import LoRALinear
+from omnimamba_cli.ops import halves
 
 
 class RMSNorm(nn.Module):
@@ -38,7 +39,7 @@ class Mamba2(nn.Module):
         self.A_log = nn.Parameter(torch.empty(config.nheads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(config.nheads))
         self.norm = RMSNorm(config.d_inner, config.norm_eps)
-        self.out_proj = nn.Linear(config.d_inner, config.d_model, bias=False)
+        self.out_proj = halves.Linear(config.d_inner, config.d_model, bias=False)
         with torch.no_grad():  # residual branches of a deep stack start small (GPT-2's rule)
             self.out_proj.weight /= math.sqrt(config.n_layer)
 

@@ -14,13 +14,14 @@ from omnimamba_cli.config import ModelConfig, Task
 from omnimamba_cli.errors import InputError
 from omnimamba_cli.model.mamba2 import Block, RMSNorm
 from omnimamba_cli.model.state import InferenceState
+from omnimamba_cli.ops import halves
 
 
 def _mlp(widths: list[int], *, approximate: str = "none", bias: bool = True) -> nn.Sequential:
     """Linear maps with GELU between them; the positions of the maps in the Sequential name the weights."""
     layers: list[nn.Module] = []
     for i, o in pairwise(widths):
-        layers += [nn.Linear(i, o, bias=bias), nn.GELU(approximate=approximate)]
+        layers += [halves.Linear(i, o, bias=bias), nn.GELU(approximate=approximate)]
     return nn.Sequential(*layers[:-1])
 
 

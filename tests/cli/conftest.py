@@ -82,18 +82,33 @@ class FakeSession:
     asked: list[tuple[str | None, SamplingConfig, int | None]] = field(default_factory=list)
     drawn: list[tuple[list[str], int, SamplingConfig | None, int | None]] = field(default_factory=list)
     opened: list[tuple[str | None, str, str]] = field(default_factory=list)
+    templates: list[str | None] = field(default_factory=list)
 
     def captions(
-        self, images: Sequence[object], questions: Sequence[str | None], *, sampling: SamplingConfig, seed: int | None
+        self,
+        images: Sequence[object],
+        questions: Sequence[str | None],
+        *,
+        sampling: SamplingConfig,
+        seed: int | None,
+        template: str | None = None,
     ) -> list[SimpleNamespace]:
+        self.templates.append(template)
         for i, question in enumerate(questions):
             self.asked.append((question, sampling, None if seed is None else seed + i))
         one = SimpleNamespace(text=self.answer, finish_reason="stop", tokens=3, seconds=0.5)
         return [one for _ in images]
 
     def stream_caption(
-        self, image: object, question: str | None, *, sampling: SamplingConfig, seed: int | None
+        self,
+        image: object,
+        question: str | None,
+        *,
+        sampling: SamplingConfig,
+        seed: int | None,
+        template: str | None = None,
     ) -> Iterator[SimpleNamespace]:
+        self.templates.append(template)
         self.asked.append((question, sampling, seed))
         for piece in self.answer.split(" "):
             yield SimpleNamespace(text=piece + " ", finish_reason=None)
@@ -121,7 +136,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     """The session that every command in this test opens."""
     session = FakeSession()
 
-    def open_session(out: object, model: str | None, device: str, dtype: str) -> FakeSession:
+    def open_session(
+        out: object, model: str | None, device: str, dtype: str, *, task: str | None = None
+    ) -> FakeSession:
         session.opened.append((model, device, dtype))
         return session
 

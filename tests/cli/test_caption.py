@@ -155,3 +155,26 @@ def test_options_come_from_the_environment(
     run("caption", picture, "-m", "other")
     assert fake.opened == [("mine", "cuda:1", "bf16"), ("other", "cuda:1", "bf16")]
     assert fake.asked[0][2] == 9
+
+
+@pytest.mark.parametrize(
+    ("given", "template"),
+    [
+        ([], None),
+        (["--template", "released"], "USER: {question} ASSISTANT:"),
+        (["--template", "training"], "In: {question}\nOut:"),
+        (["--template", "Q {question} A"], "Q {question} A"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_the_template_is_chosen_by_name_or_written(
+    run: Run, fake: FakeSession, picture: str, given: list[str], template: str | None, more: list[str]
+) -> None:
+    assert run("caption", picture, *given, *more).code == 0
+    assert fake.templates == [template]
+
+
+def test_a_template_without_a_place_for_the_question_is_refused(run: Run, fake: FakeSession, picture: str) -> None:
+    result = run("caption", picture, "--template", "relaesed")
+    assert result.code == 2
+    assert "neither released nor training" in result.err

@@ -7,13 +7,17 @@ import pytest
 from tests.cli.conftest import Run
 
 COMMON = "--quiet --verbose --color --json --help"
-MODEL = "--model --device --dtype"
+MODEL = "--model --offline --device --dtype"
 SAMPLING = "--temperature --top-k --top-p --min-p --repetition-penalty --seed --batch-size"
 FLAGS = {
-    "caption": f"{MODEL} {SAMPLING} --prompt --from --max-new-tokens --with-filename --no-filename "
+    "caption": f"{MODEL} {SAMPLING} --prompt --template --from --max-new-tokens --with-filename --no-filename "
     "--stream --no-stream --fail-fast",
     "generate": f"{MODEL} {SAMPLING} --output --count --from --force --skip-existing --format --guidance --candidates "
     "--metadata --no-metadata",
+    "download": "--task --dir --from --dtype --keep --verify --dry-run --force --offline",
+    "models": "",
+    "remove": "--yes",
+    "export": "--output --repo --license --notes --force",
     "convert": "--dtype --preset --force",
     "doctor": "",
 }

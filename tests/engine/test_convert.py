@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omnimamba_cli.config import Mamba2Config, ModelConfig, TextConfig, TowerConfig, VQConfig
+from omnimamba_cli.config import TextConfig
 from omnimamba_cli.data.tokenizer import train_bpe
 from omnimamba_cli.engine import convert_files, sources
 from omnimamba_cli.engine.checkpoint import load_directory
@@ -19,28 +19,10 @@ from omnimamba_cli.engine.convert_files import ConvertEvent, Finished, Note, Par
 from omnimamba_cli.engine.safetensors_io import read_header
 from omnimamba_cli.errors import CheckpointError, ConfigError, ExitCode, InputError, UsageError
 from omnimamba_cli.model import convert as names
-from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vision import Tower
 from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.presets import PRESETS
-
-TOWERS = tuple(
-    TowerConfig(
-        name=name, width=width, patches=9, image_size=48, mean=(0.5,) * 3, std=(0.5,) * 3,
-        options={"depth": 3, "embed_dim": width, "num_heads": 2, "patch_size": 16, **more},
-    )
-    for name, width, more in (
-        ("vit_large_patch14_reg4_dinov2", 16, {}),
-        ("vit_so400m_patch14_siglip_384", 8, {"mlp_ratio": 2}),
-    )
-)  # fmt: skip
-CONFIG = ModelConfig(
-    name="tiny",
-    backbone=Mamba2Config(d_model=32, n_layer=2, d_state=16, headdim=16, lora_rank=2),
-    text=TextConfig(base_vocab_size=300),
-    vq=VQConfig(codebook_size=64, z_channels=32, ch=32, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1),
-    towers=TOWERS,
-)
+from tests.cases.published import CONFIG, TOWERS, published, write_files
 
 
 @pytest.fixture(autouse=True)
@@ -48,34 +30,10 @@ def presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "tiny", CONFIG)
 
 
-def published() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    state = {name: tensor.half() for name, tensor in OmniMamba(CONFIG).state_dict().items()}
-    return names.to_published(state, CONFIG)
-
-
-def whole_tower(config: TowerConfig, image_size: int) -> dict[str, torch.Tensor]:
-    import timm
-
-    options = {**config.options, "img_size": image_size}
-    return dict(timm.create_model(config.name, pretrained=False, num_classes=0, **options).state_dict())
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The published files, each as its authors store it."""
-    folder = tmp_path_factory.mktemp("published")
-    paths = {name: folder / name for name in ("main.pth", "vq.pt", "dino", "siglip", "tok.json", "base.bin")}
-    torch.save(published(), paths["main.pth"])
-    torch.manual_seed(1)
-    vq = VQModel(CONFIG.vq).state_dict() | {"quantize.codebook_used": torch.zeros(8)}
-    torch.save({"model": vq}, paths["vq.pt"])
-    save_file(whole_tower(TOWERS[0], 64), paths["dino"])
-    save_file(whole_tower(TOWERS[1], 48), paths["siglip"])
-    train_bpe(["a red fox"], 300).save(str(paths["tok.json"]))
-    full = {k.removeprefix("llm_backbone.mamba."): v for k, v in published().items()}
-    torch.save({name: full[name] for name in names.base_names(CONFIG)}, paths["base.bin"])
-    return paths
+    return write_files(tmp_path_factory.mktemp("published"))
 
 
 def run(*paths: Path, dest: Path, **options) -> list[ConvertEvent]:  # type: ignore[no-untyped-def]

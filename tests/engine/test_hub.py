@@ -3,9 +3,7 @@
 import socket
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from omnimamba_cli.engine import hub
 from omnimamba_cli.errors import CheckpointError, DownloadError
@@ -81,38 +79,49 @@ def test_a_file_and_a_foreign_directory_are_told_apart(tmp_path: Path) -> None:
         hub.resolve(str(tmp_path))
 
 
-def test_a_hub_id_is_downloaded_at_its_revision(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot, asked = model(home / "cache"), []
-
-    def download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repo, revision))
-        assert "model.safetensors" in allow_patterns
-        return str(snapshot)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert hub.resolve("org/some.model") == snapshot
-    assert hub.resolve("org/some.model@v1/x") == snapshot
-    assert asked == [("org/some.model", None), ("org/some.model", "v1/x")]
+def whole(path: Path, *parts: str) -> None:
+    for name in ("config.json", "tokenizer.json", "model.safetensors", *parts):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("{}")
 
 
-def test_a_repository_of_another_kind_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(home / "work"))
-    with pytest.raises(CheckpointError, match="org/other holds no model directory") as caught:
-        hub.resolve("org/other")
-    assert "omnimamba convert" in str(caught.value.hint)
+def test_the_published_model_is_the_default_of_what_it_can_do(home: Path) -> None:
+    assert [hub.default_model(task) for task in ("mmu", "t2i", None)] == ["nano"] * 3
+    place = home / "data" / "omnimamba" / "omnimamba-1.3b"
+    whole(place, "vq.safetensors")
+    assert [hub.default_model(task) for task in ("mmu", "t2i", None)] == ["nano", "omnimamba-1.3b", "nano"]
+    whole(place, "vision.safetensors")
+    assert [hub.default_model(task) for task in ("mmu", "t2i", None)] == ["omnimamba-1.3b"] * 3
+
+
+def test_what_is_not_finished_is_not_installed(home: Path) -> None:
+    whole(home / "data" / "omnimamba" / ".big.0a1b.partial")
+    assert [name for name, _ in hub.installed()] == ["nano"]
 
 
 @pytest.mark.parametrize(
-    "error", [LocalEntryNotFoundError("no route\nand more"), OSError("no route"), RuntimeError("no route")]
+    ("platform", "xdg", "place"),
+    [
+        ("linux", "/data", "/data/omnimamba"),
+        ("linux", "relative", "HOME/.local/share/omnimamba"),
+        ("darwin", "", "HOME/Library/Application Support/omnimamba"),
+        ("win32", "", "LOCAL/omnimamba"),
+    ],
 )
-def test_a_failed_download_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*_: object, **__: object) -> str:
-        raise error
+def test_the_users_folder_follows_the_platforms_rules(
+    monkeypatch: pytest.MonkeyPatch, platform: str, xdg: str, place: str
+) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    for name, value in (("XDG_DATA_HOME", xdg), ("HOME", "/home/me"), ("LOCALAPPDATA", "/local")):
+        monkeypatch.setenv(name, value)
+    assert str(hub.user_folder()) == place.replace("HOME", "/home/me").replace("LOCAL", "/local")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(DownloadError) as caught:
-        hub.resolve("org/model")
-    assert caught.value.message == "org/model could not be downloaded: no route"
+
+def test_a_checkout_keeps_models_in_its_own_weights(home: Path) -> None:
+    Path("weights").mkdir()
+    assert hub.install_folder() == home / "data" / "omnimamba"
+    Path("omnimamba_cli", "engine").mkdir(parents=True)
+    assert hub.install_folder() == Path("weights")
 
 
 def test_an_impossible_hub_id_is_a_download_error() -> None:

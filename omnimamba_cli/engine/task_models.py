@@ -1,0 +1,69 @@
+"""The language model of one task, straight from its file: what the other task alone needs is never read.
+
+The task's LoRA is folded in while its layer is read, so the weights are in memory once, never twice.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from omnimamba_cli.config import Task
+from omnimamba_cli.engine import storage
+from omnimamba_cli.engine.checkpoint import check_part, on_meta, part_path, read_config, read_to
+from omnimamba_cli.engine.safetensors_io import Header, read_header, read_safetensors
+from omnimamba_cli.model.lora import merged
+from omnimamba_cli.model.omnimamba import OmniMamba
+
+OTHERS: dict[Task, tuple[str, ...]] = {  # what a task never touches
+    "mmu": ("image_embedding", "image_mlp", "caption_mlp", "t2i_positions"),
+    "t2i": ("projector", "mmu_positions"),
+}
+FOLDED = ".in_proj.weight"
+
+
+def load_for_task(
+    directory: Path, task: Task, *, device: torch.device, dtype: torch.dtype, other: OmniMamba | None = None
+) -> OmniMamba:
+    """The model for a task, LoRA folded in, in eval mode; what only another task needs is not there at all.
+
+    What it has in common with `other`, the one for the other task, is in memory once. Tensors that need no conversion
+    on a CPU stay in the mapped file. The file is checked whole, as strictly as for training. Raises CheckpointError.
+    """
+    config = read_config(directory)
+    path = part_path(directory, "model.safetensors")
+    header = read_header(path)
+    whole = on_meta(lambda: OmniMamba(config))
+    check_part(path, header, whole)
+    model = merged(whole, task)
+    for name in OTHERS[task]:
+        delattr(model, name)
+    mapped, _ = read_safetensors(path)
+    shared = other.state_dict() if other is not None else {}
+    scale = config.backbone.lora_alpha / config.backbone.lora_rank if config.backbone.lora_rank else 0.0
+    tensors: dict[str, Tensor] = {}
+    with path.open("rb") as file, torch.no_grad():
+        read = partial(read_to, file, header, device)
+        for name in model.state_dict():
+            target = storage.decoded_dtype(name, header, dtype)
+            if name.endswith(FOLDED) and scale:
+                tensors[name] = _folded(name, header, read, task, scale, target)
+            elif name in shared and shared[name].dtype == target:
+                tensors[name] = shared[name]
+            else:
+                stays = device.type == "cpu" and target == mapped[name].dtype
+                tensors[name] = storage.decode(name, header, mapped.__getitem__ if stays else read, dtype).to(device)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _folded(
+    name: str, header: Header, read: Callable[[str], Tensor], task: Task, scale: float, dtype: torch.dtype
+) -> Tensor:
+    """W + scale * B A (out in), summed in float32 from what is stored and rounded once."""
+    lora = name.removesuffix("weight") + f"lora.{task}."
+    A, B = (storage.decode(lora + part, header, read, torch.float32) for part in ("A", "B"))
+    weight = storage.decode(name, header, read, torch.float32)
+    return weight.addmm_(B, A, alpha=scale).to(dtype)

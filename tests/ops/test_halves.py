@@ -1,0 +1,47 @@
+"""Linear maps on a processor without 16-bit arithmetic give what they give elsewhere, more exactly."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from omnimamba_cli.ops import halves
+from tests.numerics import assert_close
+
+
+@pytest.fixture(params=[False, True], ids=["without", "with"])
+def _processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halves, "processor_has_halves", lambda: request.param)
+
+
+@pytest.mark.usefixtures("_processor")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("length", [1, halves.LEAST_LENGTH])
+def test_the_product_is_the_exact_one_rounded(dtype: torch.dtype, length: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*s, generator=generator).to(dtype) for s in ((2, length, 48), (40, 48), (40,)))
+    layer = halves.Linear(48, 40)
+    layer.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+    with torch.no_grad():
+        got = layer(x)
+    assert got.dtype == dtype
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    assert_close("product", exact, got, {torch.bfloat16: 5e-3, torch.float16: 6e-4, torch.float32: 1e-6}[dtype])
+
+
+@pytest.mark.usefixtures("_processor")
+def test_a_batch_gets_what_each_row_gets_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*s, generator=generator).bfloat16() for s in ((40, 3, 64), (16, 64)))
+    with torch.no_grad():
+        together = halves.linear(x, weight)
+        assert torch.equal(together, F.linear(x, weight))  # short rows take the plain way however many they are
+
+
+def test_gradients_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halves, "processor_has_halves", lambda: False)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*s, generator=generator).bfloat16() for s in ((1, 64, 8), (4, 8)))
+    weight.requires_grad_()
+    halves.linear(x, weight).sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad[0], weight.grad[1])
