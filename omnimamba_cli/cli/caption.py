@@ -20,6 +20,7 @@ from omnimamba_cli.cli.options import (
     MinP,
     Model,
     NulSeparated,
+    Quantize,
     Quiet,
     RepetitionPenalty,
     Seed,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from omnimamba_cli.config import SamplingConfig
     from omnimamba_cli.engine.session import CaptionResult, Session
+    from omnimamba_cli.model.quantized import Quantization
 
 
 def command(
@@ -55,6 +57,7 @@ def command(
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -109,7 +112,15 @@ def command(
         raise UsageError("there is no picture to look at", hint='omnimamba caption fox.png "what is here?"')
     several = len(pictures) > 1
     run = Run(
-        out, question, settings, seed, model, device, dtype, names=several if with_filename is None else with_filename
+        out,
+        question,
+        settings,
+        seed,
+        model,
+        device,
+        dtype,
+        quantize,
+        names=several if with_filename is None else with_filename,
     )
     if stream and not several and not json:
         run.stream(pictures[0])
@@ -128,13 +139,14 @@ class Run:
     model: str | None
     device: str
     dtype: str
+    quantize: "Quantization | None"
     names: bool
     _opened: "tuple[Session, SamplingConfig] | None" = None
 
     def open(self) -> "tuple[Session, SamplingConfig]":
         """The session and how it samples; draws and reports a seed where one is needed."""
         if self._opened is None:
-            session = models.open_session(self.out, self.model, self.device, self.dtype)
+            session = models.open_session(self.out, self.model, self.device, self.dtype, self.quantize)
             sampling = replace(session.config.caption_sampling, **self.settings)  # type: ignore[arg-type]  # by field
             if sampling.temperature > 0 and self.seed is None:
                 self.seed = models.new_seed()

@@ -23,6 +23,7 @@ from omnimamba_cli.cli.options import (
     MinP,
     Model,
     NulSeparated,
+    Quantize,
     Quiet,
     RepetitionPenalty,
     Seed,
@@ -71,6 +72,7 @@ def command(
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -115,7 +117,7 @@ def command(
     wanted = ready(out, planned, force, skip_existing)
     if not wanted:
         return
-    session = models.open_session(out, model, device, dtype)
+    session = models.open_session(out, model, device, dtype, quantize)
     if seed is None:
         out.note(f"seed {drawn_seed}")
     for text in dict.fromkeys(prompts):

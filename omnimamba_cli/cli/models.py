@@ -7,17 +7,20 @@ from omnimamba_cli.cli.output import Output
 
 if TYPE_CHECKING:
     from omnimamba_cli.engine.session import Session
+    from omnimamba_cli.model.quantized import Quantization
 
 DEFAULT = "nano"
 
 
-def open_session(out: Output, model: str | None, device: str, dtype: str) -> "Session":
+def open_session(
+    out: Output, model: str | None, device: str, dtype: str, quantize: "Quantization | None" = None
+) -> "Session":
     """A session on the named model, or on the bundled one, which is then said on stderr."""
     from omnimamba_cli.engine.session import load
 
     if not model:
         out.note(f"using {DEFAULT}, the small model that comes with this program (-m chooses another)")
-    session = load(model or DEFAULT, device=device, dtype=dtype)
+    session = load(model or DEFAULT, device=device, dtype=dtype, quantize=quantize)
     if out.verbose:
         _describe(out, session)
     return session
@@ -29,6 +32,8 @@ def _describe(out: Output, session: "Session") -> None:
     out.detail(f"model   {session.config.name}  {session.directory}")
     out.detail(f"device  {session.device}  {session.device_reason}")
     out.detail(f"dtype   {str(session.dtype).removeprefix('torch.')}  {session.dtype_reason}")
+    if session.quantization:
+        out.detail(f"weights {session.quantization} while decoding")
     for choice in registry.report(session.device):
         if choice.chosen:
             out.detail(f"kernel  {choice.op}: {choice.backend}  {choice.reason}")

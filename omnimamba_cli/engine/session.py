@@ -17,9 +17,10 @@ from omnimamba_cli.data.images import Source, load_image, pixels_to_image, tower
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import decode, hub, runtime
 from omnimamba_cli.engine.checkpoint import load_directory
+from omnimamba_cli.engine.task_models import load_for_task
 from omnimamba_cli.errors import CheckpointError, InputError
-from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.quantized import Quantization
 from omnimamba_cli.model.vq import VQModel
 
 if TYPE_CHECKING:
@@ -78,21 +79,19 @@ def _entropy() -> torch.Generator:
 class Session:
     """One model directory on one device. Parts are read when a task first needs them."""
 
-    def __init__(self, directory: Path, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self, directory: Path, device: str = "auto", dtype: str = "auto", quantize: Quantization | None = None
+    ) -> None:
         self.directory = directory
         self.device, self.device_reason = runtime.pick_device(device)
         files = load_directory(directory, parts=())
         self.config: ModelConfig = files.config
         self.tokenizer: TextTokenizer = files.tokenizer
         self.dtype, self.dtype_reason = runtime.pick_dtype(dtype, self.device, self.config)
+        self.quantization = quantize
+        if quantize is not None:
+            runtime.check_quantization(quantize, self.device)
         self._merged: dict[Task, OmniMamba] = {}
-
-    @cached_property
-    def model(self) -> OmniMamba:
-        """The language model with both tasks' LoRA."""
-        model = load_directory(self.directory, device=self.device, dtype=self.dtype, parts=("model",)).model
-        assert model is not None  # load_directory raises when it is missing
-        return model.eval()
 
     @cached_property
     def towers(self) -> "VisionTowers":
@@ -109,9 +108,16 @@ class Session:
         return vq.eval()
 
     def for_task(self, task: Task) -> OmniMamba:
-        """The model with one task's LoRA folded in."""
+        """The model with one task's LoRA folded in; what the tasks have in common is in memory once."""
         if task not in self._merged:
-            self._merged[task] = merged(self.model, task)
+            self._merged[task] = load_for_task(
+                self.directory,
+                task,
+                device=self.device,
+                dtype=self.dtype,
+                quantization=self.quantization,
+                other=next(iter(self._merged.values()), None),
+            )
         return self._merged[task]
 
     # understanding
@@ -329,13 +335,16 @@ class Session:
         return [pixels_to_image(self.vq.decode(row[None])[0]) for row in codes]
 
 
-def load(model: str | Path = "nano", *, device: str = "auto", dtype: str = "auto") -> Session:
+def load(
+    model: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", quantize: Quantization | None = None
+) -> Session:
     """A session on a model: a directory, the name of an installed one ("nano"), or a Hub id "org/name[@revision]".
 
-    device: "auto", "cpu", "cuda[:N]" or "mps"; dtype: "auto", "fp32", "fp16" or "bf16".
+    device: "auto", "cpu", "cuda[:N]" or "mps"; dtype: "auto", "fp32", "fp16" or "bf16"; quantize: None, "int8" or
+    "fp8" (weights of one byte for decoding on CUDA).
     Raises CheckpointError, DownloadError or DeviceError, each with what to do next.
 
     >>> import omnimamba_cli as om
     >>> om.load("nano").generate("a red fox", seed=7)[0].save("fox.png")  # doctest: +SKIP
     """
-    return Session(hub.resolve(str(model)), device, dtype)
+    return Session(hub.resolve(str(model)), device, dtype, quantize)

@@ -121,7 +121,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     """The session that every command in this test opens."""
     session = FakeSession()
 
-    def open_session(out: object, model: str | None, device: str, dtype: str) -> FakeSession:
+    def open_session(
+        out: object, model: str | None, device: str, dtype: str, quantize: str | None = None
+    ) -> FakeSession:
         session.opened.append((model, device, dtype))
         return session
 
