@@ -133,7 +133,7 @@ class Decoder:
             b.seen.zero_()
         self._draw(b, program.rule)
 
-    def _prefill(self, model: OmniMamba, x: Tensor, memory: StepMemory) -> tuple[Tensor, InferenceState]:
+    def read(self, model: OmniMamba, x: Tensor, memory: StepMemory) -> tuple[Tensor, InferenceState]:
         """The last position's hidden states (rows d) and the state, which lies in `memory` where the rows are its."""
         if memory.ssm.shape[1] != len(x):
             state = model.new_state(len(x))
@@ -157,7 +157,7 @@ class Decoder:
         program = self.program(len(prefix), self.rule(config), RING)
         program.memory.busy = True
         try:
-            hidden, state = self._prefill(model, prefix, program.memory)
+            hidden, state = self.read(model, prefix, program.memory)
             draws = uniforms(seeds, steps).t().contiguous().to(self.device) if config.temperature > 0 else None
             self._feed(program, draws, 0)
             self._begin(program, model.logits(hidden, self.task).float(), state)
@@ -207,7 +207,7 @@ class Decoder:
         program.memory.busy = True
         try:
             x = model.embed_caption(prefix_ids)
-            hidden, state = self._prefill(model, x, program.memory)
+            hidden, state = self.read(model, x, program.memory)
             logits = model.logits(hidden, self.task).float()
             if copies > 1:
                 rows = torch.arange(len(x), device=x.device).repeat_interleave(copies)

@@ -17,11 +17,11 @@ from omnimamba_cli.data.images import Source, load_image, pixels_to_image, tower
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import decode, hub, runtime
 from omnimamba_cli.engine.checkpoint import load_directory
+from omnimamba_cli.engine.pixels import PixelDecoder
 from omnimamba_cli.engine.task_models import load_for_task
 from omnimamba_cli.errors import CheckpointError, InputError
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import Quantization
-from omnimamba_cli.model.vq import VQModel
 
 if TYPE_CHECKING:
     from omnimamba_cli.model.vision import VisionTowers  # imports timm, which drawing does not need
@@ -101,11 +101,11 @@ class Session:
         return towers
 
     @cached_property
-    def vq(self) -> VQModel:
-        """The image tokenizer, in float32: its pixels are what people look at."""
+    def pixels(self) -> PixelDecoder:
+        """Codes to pixels, in float32: they are what people look at."""
         vq = load_directory(self.directory, device=self.device, dtype=torch.float32, parts=("vq",)).vq
         assert vq is not None
-        return vq.eval()
+        return PixelDecoder(vq.eval())
 
     def for_task(self, task: Task) -> OmniMamba:
         """The model with one task's LoRA folded in; what the tasks have in common is in memory once."""
@@ -332,7 +332,7 @@ class Session:
         prefix = torch.tensor([sequences.t2i_prefix(self.config, ids) for ids in captions], device=self.device)
         codes = decode.decode_image(self.for_task("t2i"), prefix, config, seeds=seeds, copies=copies)
         # one by one: in a batch convolutions round otherwise, and a pixel would depend on its neighbours' number
-        return [pixels_to_image(self.vq.decode(row[None])[0]) for row in codes]
+        return [pixels_to_image(self.pixels(row[None])[0]) for row in codes]
 
 
 def load(

@@ -1,6 +1,6 @@
 """How a decoding step's kernels are cut, by chip and shape: chosen once by measuring, shipped, never tuned at run time.
 
-`python -m omnimamba_cli.engine.step_timing` measures the candidates again.
+`python -m tests.timing.run` in a clone of the repository measures the candidates again.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnimamba_cli.config import SamplingConfig
+from omnimamba_cli.config import SamplingConfig, Task
 from omnimamba_cli.engine import decode, decoder
 from omnimamba_cli.engine.decoder import Decoder, Prefill, decoder_for
 from omnimamba_cli.engine.runtime import check_quantization
@@ -230,16 +230,22 @@ def test_quantization_is_for_cuda() -> None:
 # on a GPU
 
 
-@pytest.fixture(scope="module")
-def wide_model() -> OmniMamba:
-    """Widths at which every kernel has its usual form; on the GPU."""
+def gpu_model(task: Task = "mmu") -> OmniMamba:
+    """Widths at which every kernel has its usual form, merged for a task, on the GPU."""
     backbone = replace(small.CONFIG.backbone, d_model=256, d_conv=4, headdim=64, d_state=128, ngroups=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         result = OmniMamba(replace(small.CONFIG, backbone=backbone)).eval()
         for table in (result.text_embedding.weight, result.image_embedding.weight):
             table.data.normal_()
-    return result.cuda()
+    return merged(result.cuda(), task)
+
+
+def plain_text(model: OmniMamba, x: Tensor, config: SamplingConfig, steps: int) -> list[list[int]]:
+    """What the plain loop with plain kernels writes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(registry.ENVIRONMENT, "torch")
+        return written(decode.decode_text(model, x, config, steps=steps, seeds=list(range(len(x)))), len(x))
 
 
 def gpu_prefix(rows: int, length: int = 9) -> Tensor:
@@ -250,14 +256,10 @@ def gpu_prefix(rows: int, length: int = 9) -> Tensor:
 @cuda
 @pytest.mark.parametrize("rows", [1, 2, 3, 9])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_recorded_text_is_that_of_the_plain_loop_on_a_gpu(
-    wide_model: OmniMamba, config: SamplingConfig, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    m, x, seeds = merged(wide_model, "mmu"), gpu_prefix(rows), list(range(rows))
+def test_recorded_text_is_that_of_the_plain_loop_on_a_gpu(config: SamplingConfig, rows: int) -> None:
+    m, x, seeds = gpu_model(), gpu_prefix(rows), list(range(rows))
     fast = [written(decode.decode_text(m, x, config, steps=40, seeds=seeds), rows) for _ in range(3)]
-    monkeypatch.setenv(registry.ENVIRONMENT, "torch")
-    plain = written(decode.decode_text(m, x, config, steps=40, seeds=seeds), rows)
-    assert fast == [plain] * 3
+    assert fast == [plain_text(m, x, config, 40)] * 3
 
 
 @pytest.mark.gpu
@@ -265,10 +267,10 @@ def test_recorded_text_is_that_of_the_plain_loop_on_a_gpu(
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("config", [SAMPLED, GREEDY, SamplingConfig(temperature=1.0)], ids=["top-k", "greedy", "all"])
 def test_recorded_pictures_are_those_of_the_plain_loop_on_a_gpu(
-    wide_model: OmniMamba, config: SamplingConfig, guidance: float, monkeypatch: pytest.MonkeyPatch
+    config: SamplingConfig, guidance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, guidance=guidance)
-    m = merged(wide_model, "t2i")
+    m = gpu_model("t2i")
     ids = (captions([1, 2, 3], [4], [], []) if guidance != 1 else captions([1, 2, 3], [4])).cuda()
     fast = [decode.decode_image(m, ids, config, seeds=[3, 4]) for _ in range(3)]
     monkeypatch.setenv(registry.ENVIRONMENT, "torch")
@@ -280,10 +282,10 @@ def test_recorded_pictures_are_those_of_the_plain_loop_on_a_gpu(
 @cuda
 @pytest.mark.parametrize("kind", [None, "int8", "fp8"])
 @pytest.mark.parametrize("rows", [1, 3, 17, 70])
-def test_bfloat16_logits_of_a_step_on_a_gpu(wide_model: OmniMamba, rows: int, kind: str | None) -> None:
+def test_bfloat16_logits_of_a_step_on_a_gpu(rows: int, kind: str | None) -> None:
     if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this chip has no 8-bit floats")
-    m = merged(wide_model, "mmu").bfloat16()
+    m = gpu_model().bfloat16()
     if kind:
         quantize(m, "mmu", kind)  # type: ignore[arg-type]  # one of the two
     x = gpu_prefix(rows, 12).bfloat16()
