@@ -18,7 +18,6 @@ from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, u
 from omnimamba_cli.errors import InputError
 from omnimamba_cli.model.lora import is_merged
 from omnimamba_cli.model.omnimamba import OmniMamba
-from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.model.stepping import StepMemory, Stepper, embedding_tables
 from omnimamba_cli.ops import registry
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, uniform_now
@@ -62,7 +61,7 @@ class Decoder:
         self.table, self.places = embedding_tables(model, task)
         self._like = model.norm_f.weight.detach()
         self._programs: dict[tuple[int, int, DrawRule], Program] = {}
-        self._prefills: dict[tuple[int, ...], Prefill] = {}
+        self._prefills: dict[tuple[int, int, int], Prefill] = {}
 
     def rule(self, config: SamplingConfig) -> DrawRule:
         """What of a sampling configuration matters for this task."""
@@ -123,31 +122,45 @@ class Decoder:
         chosen = None if self.kernels.draws(rule) else _choice(buffers, rule)
         self.kernels.draw(buffers, self.table, self.places, rule, chosen)
 
-    def _begin(self, program: Program, logits: Tensor, state: InferenceState) -> None:
-        """Take over from a prefill, and draw the first token."""
+    def _begin(self, program: Program) -> None:
+        """Draw the first token after a prefix."""
         b = program.buffers
-        program.memory.take(state)
-        b.logits.copy_(logits)
         b.count.zero_()
         if b.seen is not None:
             b.seen.zero_()
         self._draw(b, program.rule)
 
-    def read(self, model: OmniMamba, x: Tensor, memory: StepMemory) -> tuple[Tensor, InferenceState]:
-        """The last position's hidden states (rows d) and the state, which lies in `memory` where the rows are its."""
-        if memory.ssm.shape[1] != len(x):
-            state = model.new_state(len(x))
-            return model(x, self.task, state)[:, -1], state
+    def read(self, model: OmniMamba, x: Tensor, memory: StepMemory) -> None:
+        """Embedded prefixes x (rows l d) to the state after them and the scores of what follows, both in memory.
+
+        Of fewer rows than memory's, each is read once and stands for as many neighbouring ones.
+        """
+        copies = len(memory.position) // len(x)
+        if copies > 1:
+            once = self._memory(len(x))
+            self._read(model, x, once)
+            memory.spread(once, torch.arange(len(x), device=self.device).repeat_interleave(copies))
+            return
+        if self.kernels.reading is None or x.shape[0] * x.shape[1] > PREFILL_TOKENS:
+            self._read(model, x, memory)
+            return
+        key = (len(x), x.shape[1], id(memory))
+        if key not in self._prefills:
+            self._prefills[key] = Prefill(self.stepper, memory)  # keeps the memory, so that its id stays its own
+            while len(self._prefills) > PREFILLS:
+                del self._prefills[next(iter(self._prefills))]
+        self._prefills[key].run(self._placed(x))
+
+    def _read(self, model: OmniMamba, x: Tensor, memory: StepMemory) -> None:
+        if self.kernels.reading is not None:
+            self.stepper.read(self._placed(x), memory)
+            return
         state = memory.new_state()
-        key = (*x.shape[:2], memory.ssm.data_ptr())
-        if x.is_cuda and x.shape[0] * x.shape[1] <= PREFILL_TOKENS:
-            if key not in self._prefills:
-                self._prefills[key] = Prefill()
-                while len(self._prefills) > PREFILLS:
-                    del self._prefills[next(iter(self._prefills))]
-            return self._prefills[key].run(model, x, self.task, state)
-        memory.ssm.zero_()
-        return model(x, self.task, state)[:, -1], state
+        memory.logits.copy_(model.logits(model(x, self.task, state)[:, -1], self.task))
+        memory.take(state)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        return x + self.places[: x.shape[1]]
 
     def text(
         self, model: OmniMamba, prefix: Tensor, config: SamplingConfig, *, steps: int, seeds: list[int]
@@ -157,10 +170,10 @@ class Decoder:
         program = self.program(len(prefix), self.rule(config), RING)
         program.memory.busy = True
         try:
-            hidden, state = self.read(model, prefix, program.memory)
+            self.read(model, prefix, program.memory)
             draws = uniforms(seeds, steps).t().contiguous().to(self.device) if config.temperature > 0 else None
             self._feed(program, draws, 0)
-            self._begin(program, model.logits(hidden, self.task).float(), state)
+            self._begin(program)
             alive = set(range(len(prefix)))
             for chunk in self._written(program, draws, steps):
                 for tokens in chunk:
@@ -206,14 +219,9 @@ class Decoder:
         program = self.program(len(seeds), rule, codes)
         program.memory.busy = True
         try:
-            x = model.embed_caption(prefix_ids)
-            hidden, state = self.read(model, x, program.memory)
-            logits = model.logits(hidden, self.task).float()
-            if copies > 1:
-                rows = torch.arange(len(x), device=x.device).repeat_interleave(copies)
-                logits, state = logits[rows], state.select(rows)
+            self.read(model, model.embed_caption(prefix_ids), program.memory)
             program.buffers.uniform.copy_(uniforms(seeds, codes).t())
-            self._begin(program, logits, state)
+            self._begin(program)
             for _ in range(codes - 1):
                 program.step()
             return program.buffers.tokens.t().clone()
@@ -230,31 +238,24 @@ class Decoder:
 
 
 class Prefill:
-    """The reading of prefixes of one shape: recorded when a shape comes for the second time."""
+    """The reading of prefixes of one shape into one memory: recorded when the shape comes for the second time."""
 
-    def __init__(self) -> None:
-        self._recording: Recording | None = None
+    def __init__(self, stepper: Stepper, memory: StepMemory) -> None:
+        self._stepper, self._memory = stepper, memory
         self._seen = False
+        self._recording: Recording | None = None
 
-    def run(self, model: OmniMamba, x: Tensor, task: Task, state: InferenceState) -> tuple[Tensor, InferenceState]:
-        """The last hidden states (rows d) and the state after x (rows l d); state.ssm is used where it lies."""
+    def run(self, x: Tensor) -> None:
+        """See Stepper.read."""
         if not self._seen:
             self._seen = True
-            state.ssm.zero_()
-            return model(x, task, state)[:, -1], state
+            self._stepper.read(x, self._memory)
+            return
         if self._recording is None:
-            self._x, self._state = x.clone(), state
-
-            def read() -> None:
-                self._state.position = 0
-                self._state.ssm.zero_()
-                self._state.conv.zero_()
-                self._hidden = model(self._x, task, self._state)[:, -1]
-
-            self._recording = Recording(read, x.device)
+            self._x = x.clone()
+            self._recording = Recording(lambda: self._stepper.read(self._x, self._memory), x.device)
         self._x.copy_(x)
         self._recording()
-        return self._hidden, self._state
 
 
 def _choice(t: DrawBuffers, rule: DrawRule) -> Tensor:

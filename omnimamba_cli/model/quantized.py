@@ -28,6 +28,14 @@ def quantize_rows(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
     return values.to(torch.float8_e4m3fn), scale
 
 
+def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """x (... i) to (... o) in x's dtype: by narrow weights (o i) and their scale, or weights of x's dtype and none."""
+    if scale is None:
+        return F.linear(x, weight)
+    # scaled after the product: the narrow values are exact in half precision, the scaled ones are not
+    return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)
+
+
 class QuantizedLinear(nn.Module):
     """A linear map with narrow weights, without bias; they are widened for each product, and scaled after it."""
 
@@ -38,14 +46,12 @@ class QuantizedLinear(nn.Module):
         # not trained, and not cast by .to(dtype): buffers keep their own
         self.register_buffer("weight", values)
         self.register_buffer("scale", scale)
-        self.dtype = weight.dtype
 
     def forward(self, x: Tensor, task: Task | None = None) -> Tensor:
         """x (... i) to (... o); a map made for one task refuses every other."""
         if task != self.task:
             raise ValueError(f"this model is quantized for {self.task!r}; it cannot run {task!r}")
-        # scaled after the product: the narrow values are exact in half precision, the scaled ones are not
-        return (F.linear(x, self.weight.to(self.dtype)) * self.scale).to(self.dtype)
+        return scaled_linear(x, self.weight, self.scale)
 
 
 def quantize(model: OmniMamba, task: Task, kind: Quantization) -> OmniMamba:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from omnimamba_cli.config import Mamba2Config, Task
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.quantized import scaled_linear
 from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.ops.step import StepKernels
 
@@ -60,9 +61,17 @@ class StepMemory:
         self.busy = False  # a decoding that has not ended works in it
 
     def new_state(self) -> InferenceState:
-        """A state before the first token for a prefill of all rows, its ssm in this memory; not set to zero."""
+        """A state before the first token for a prefill of all rows; its ssm is this memory's own."""
+        self.ssm.zero_()
         n_layer, rows, k, c = self.ring.shape
         return InferenceState(self.ring.new_zeros(n_layer, rows, k - 1, c), self.ssm)
+
+    def spread(self, other: "StepMemory", rows: Tensor) -> None:
+        """State and scores out of another memory: its row rows[i] (of len(rows)) becomes row i."""
+        for mine, theirs in ((self.ring, other.ring), (self.ssm, other.ssm)):
+            torch.index_select(theirs, 1, rows, out=mine)
+        self.position.copy_(other.position[rows])
+        self.logits.copy_(other.logits[rows])
 
     def take(self, state: InferenceState) -> None:
         """Go on where a prefill ended; its ssm may be this memory's own."""
@@ -95,6 +104,27 @@ class Stepper:
             self.kernels.mixer_step(m.proj, m.ring[i], m.ssm[i], m.position, *tensors, m.gated, groups=groups)
             self._product(m.gated, layer.out, m.residual, add=True)
         self._product(m.residual, self.head, m.logits)
+
+    def read(self, x: Tensor, memory: StepMemory) -> None:
+        """Embedded prefixes with their places, x (rows l d), to the state after them and logits, all in memory.
+
+        What memory held before is gone. Needs the kernels' `reading`.
+        """
+        m, eps, groups, ops = memory, self.config.norm_eps, self.config.ngroups, self.kernels.reading
+        assert ops is not None
+        m.ring.zero_()  # of the times before a short prefix
+        residual, y = x.float(), None
+        for i, layer in enumerate(self.layers):
+            normed = ops.add_norm(residual, y, layer.into.norm, eps)
+            zxBCdt = scaled_linear(normed, layer.into.weight, layer.into.scale)
+            xBC, dt = ops.conv_dt(zxBCdt, layer.conv, layer.bias, layer.dt_bias, m.ring[i])
+            y = ops.scan(xBC, dt, layer.A_log, layer.D, m.ssm[i], groups=groups)
+            y = ops.gate_norm(y, zxBCdt, layer.out.norm, eps)
+            y = scaled_linear(y, layer.out.weight, layer.out.scale)
+        assert y is not None
+        m.residual.copy_(residual[:, -1] + y[:, -1])
+        self._product(m.residual, self.head, m.logits, first=True)
+        m.position.fill_(x.shape[1] - 1)
 
     def _product(self, x: Tensor, p: Product, out: Tensor, *, add: bool = False, first: bool = False) -> None:
         eps = self.config.norm_eps

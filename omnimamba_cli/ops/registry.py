@@ -135,18 +135,18 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @functools.cache
-def _step_modules() -> tuple[ModuleType | None, ModuleType | None, str]:
-    """Our Triton kernels of a decoding step (products and mixer, the draw) and why they cannot be had."""
+def _step_modules() -> tuple[tuple[ModuleType, ...], str]:
+    """Our Triton kernels of decoding (products and mixer, the draw, the prefix) and why they cannot be had."""
     try:
-        from omnimamba_cli.ops import triton_draw, triton_step
+        from omnimamba_cli.ops import triton_draw, triton_prefill, triton_step
     except ImportError as error:
-        return None, None, f"Triton cannot be imported ({error})"
-    return triton_step, triton_draw, ""
+        return (), f"Triton cannot be imported ({error})"
+    return (triton_step, triton_draw, triton_prefill), ""
 
 
 def _step_refusal(probe: Tensor) -> str | None:
     """Why our kernels of a decoding step cannot run on tensors like this one; None when they can."""
-    return _triton_refusal(probe) or _step_modules()[2] or None
+    return _triton_refusal(probe) or _step_modules()[1] or None
 
 
 def _pdl_refusal(device: torch.device) -> str | None:
@@ -155,9 +155,8 @@ def _pdl_refusal(device: torch.device) -> str | None:
         return f"{PDL_ENVIRONMENT}=0"
     if torch.cuda.get_device_capability(device)[0] < 9:
         return "this chip has no programmatic dependent launch"
-    module = _step_modules()[0]
-    assert module is not None  # refused otherwise
-    return None if module.HAS_PDL else "this Triton has no programmatic dependent launch"
+    has_pdl = _step_modules()[0][0].HAS_PDL
+    return None if has_pdl else "this Triton has no programmatic dependent launch"
 
 
 def step_kernels(probe: Tensor) -> StepKernels:
@@ -168,8 +167,7 @@ def step_kernels(probe: Tensor) -> StepKernels:
         raise DeviceError(f"{ENVIRONMENT}={name}, but it {refusal}", hint=f"unset {ENVIRONMENT}")
     if name not in ("auto", "triton") or refusal is not None:
         return StepKernels()
-    products, drawing, _ = _step_modules()
-    return StepKernels(products, drawing, pdl=_pdl_refusal(probe.device) is None)
+    return StepKernels(*_step_modules()[0], pdl=_pdl_refusal(probe.device) is None)
 
 
 def _step_report(probe: Tensor) -> list[KernelChoice]:
@@ -182,8 +180,9 @@ def _step_report(probe: Tensor) -> list[KernelChoice]:
         links = f"one after the other ({unlinked})" if unlinked else "each fetches its weights while another runs"
         why = f"three launches a layer in one recorded step, {links}"
     rows = []
-    for op in ("normed_product", "mixer_step", "draw"):
-        rows.append(KernelChoice(op, "triton", used, why))
+    for op in ("normed_product", "mixer_step", "draw", "prefill"):
+        read = "four launches a layer beside the products, segments of the scan at the same time"
+        rows.append(KernelChoice(op, "triton", used, read if used and op == "prefill" else why))
         rows.append(KernelChoice(op, "torch", not used, "triton is faster here" if used else "works everywhere"))
     return rows
 

@@ -19,6 +19,7 @@ class StepKernels:
 
     products: ModuleType | None = None  # ops.triton_step
     drawing: ModuleType | None = None  # ops.triton_draw
+    reading: ModuleType | None = None  # ops.triton_prefill; without it a prefix goes through the model's own forward
     pdl: bool = False
 
     @property

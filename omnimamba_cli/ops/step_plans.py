@@ -34,6 +34,18 @@ class MixerPlan:
     warps: int = 4
 
 
+@dataclass(frozen=True)
+class ScanPlan:
+    """The scan over a prefix."""
+
+    chunk: int  # times of one turn
+    warps: int
+    stages: int = 2  # turns in flight
+    segments: int = 16  # at most: every segment adds up what those before it left
+
+
+SCAN = ScanPlan(chunk=64, warps=4)
+SCAN_FLOAT32 = ScanPlan(chunk=32, warps=8, stages=1)
 VECTOR_BATCH = 4  # rows up to which dot products are faster than the matrix units
 TILE_BATCH = 32  # rows up to which our tiles are faster than the library
 VALUES = 16_384  # weights that four warps of the vector method hold, 64 registers a thread of bfloat16

@@ -1,5 +1,8 @@
 """The recorded step: on a CPU the same code without recording, held to the plain loops; on a GPU as users have it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from omnimamba_cli.config import SamplingConfig, Task
 from omnimamba_cli.engine import decode, decoder
-from omnimamba_cli.engine.decoder import Decoder, Prefill, decoder_for
+from omnimamba_cli.engine.decoder import Decoder, decoder_for
 from omnimamba_cli.engine.runtime import check_quantization
 from omnimamba_cli.errors import DeviceError, InputError
 from omnimamba_cli.model.lora import merged
@@ -173,24 +176,50 @@ def test_codes_are_embedded_once_for_all_steps(t2i: OmniMamba) -> None:
         assert_close("table", t2i.embed_codes(codes[-3:][:, None])[:, 0], table[-3:], 1e-6)
 
 
-def test_a_repeated_prefill_is_the_same_and_starts_from_nothing(mmu: OmniMamba) -> None:
-    memory = StepMemory(mmu.config.backbone, 6, 1, prefix(), torch.float32)
-    prefill = Prefill()
-    with torch.inference_mode():
-        want_state = mmu.new_state(6)
-        want = mmu(prefix(), "mmu", want_state)[:, -1]
-        for _ in range(3):
-            hidden, state = prefill.run(mmu, prefix(), "mmu", memory.new_state())
-            assert torch.equal(hidden, want)
-            assert torch.equal(state.ssm, want_state.ssm)
-            assert torch.equal(state.conv, want_state.conv)
-            assert state.position == 9
-            memory.ssm.fill_(7.0)
-
-
 def test_without_a_gpu_or_unmerged_the_plain_loops_run(model: OmniMamba, mmu: OmniMamba) -> None:
     assert decoder_for(mmu, "mmu") is None
     assert decoder_for(model, "mmu") is None
+
+
+INTERPRETED = """
+from dataclasses import replace
+import torch
+from omnimamba_cli.engine import decode
+from omnimamba_cli.engine.decoder import Decoder
+from omnimamba_cli.model.lora import merged
+from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.ops import triton_draw, triton_prefill, triton_step
+from omnimamba_cli.ops.step import StepKernels
+from tests.cases import small
+from tests.engine.test_decode import captions, text
+from tests.engine.test_decoder import CONFIGS, fast_text
+torch.manual_seed(0)
+c = small.CONFIG
+c = replace(c, backbone=replace(c.backbone, d_model=32, n_layer=1), vq=replace(c.vq, image_size=4))
+model = OmniMamba(c).eval()
+kernels = StepKernels(triton_step, triton_draw, triton_prefill)
+mmu, t2i = merged(model, "mmu"), merged(model, "t2i")
+d = Decoder(mmu, "mmu", kernels)
+for name, rows, times in (("penalty", 2, 3), ("all", 1, 1)):  # the prefix is read plainly, recorded, repeated
+    x = torch.randn(rows, 5, 32)
+    want = text(mmu, x, CONFIGS[name], list(range(rows)), steps=3)
+    for _ in range(times):
+        assert fast_text(d, mmu, x, CONFIGS[name], 3) == want, name
+config = replace(CONFIGS["min-p"], guidance=2.5)
+ids = captions([1, 2, 3], [])
+with torch.inference_mode():
+    got = Decoder(t2i, "t2i", kernels).image(t2i, ids, config, seeds=[3, 4], copies=2)
+assert torch.equal(got, decode.decode_image(t2i, ids, config, seeds=[3, 4], copies=2))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is a Linux package")
+def test_decoding_on_interpreted_kernels_is_that_of_the_plain_loop() -> None:
+    pytest.importorskip("triton")
+    # a process of its own: Triton reads the variable when it is imported
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # narrow weights

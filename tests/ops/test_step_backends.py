@@ -12,7 +12,7 @@ from omnimamba_cli.config import SamplingConfig
 from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition
 from omnimamba_cli.ops import reference, registry
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, advance, uniform_now
-from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan
+from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan, ScanPlan
 from tests.numerics import assert_close
 
 # float32: sums in another order; half precision: 11 and 8 bits of mantissa in what is multiplied
@@ -177,6 +177,60 @@ def compare_draw(device: str, rule: DrawRule, b: int, *, v: int = 70, limit: int
     assert torch.equal(want.residual, got.residual.cpu())
 
 
+def compare_prefill(
+    device: str,
+    dtype: torch.dtype,
+    l: int,
+    g: int,
+    *,
+    b: int = 2,
+    h: int = 4,
+    p: int = 8,
+    n: int = 16,
+    k: int = 4,
+    plan: ScanPlan | None = None,
+    state: torch.dtype = torch.float32,
+) -> None:
+    """Each kernel of a prefix against the reference on the same inputs, outputs filled with NaN before."""
+    from omnimamba_cli.ops import triton_prefill
+
+    given = mixer_inputs(b, g, h, p, n, k, dtype, state)
+    rng = torch.Generator().manual_seed(l)
+    e, c = h * p, h * p + 2 * g * n
+    residual, y, norm = normal(rng, b, l, e), normal(rng, b, l, e).to(dtype), (1 + normal(rng, e) / 9).to(dtype)
+    wide = (residual + y.float()).double()
+    got_residual = residual.to(device)
+    normed = triton_prefill.add_norm(got_residual, y.to(device), norm.to(device), 1e-5)
+    tolerance = TOLERANCE[dtype]
+    assert_close("residual", wide, got_residual.cpu(), 1e-6)
+    assert_close("add_norm", reference.rms_norm(wide, norm.double(), 1e-5), normed.cpu(), tolerance)
+
+    zxBCdt = normal(rng, b, l, e + c + h).to(dtype)
+    z, inputs, raw = zxBCdt.double().split([e, c, h], dim=-1)
+    want, _ = reference.causal_conv(inputs, given["conv"].double().mT, given["bias"].double())
+    want_dt = torch.nn.functional.softplus(raw + given["dt_bias"].double())
+    ring = torch.full_like(given["ring"], torch.nan).to(device)
+    moved = [given[name].to(device) for name in ("conv", "bias", "dt_bias")]
+    xBC, dt = triton_prefill.conv_dt(zxBCdt.to(device), *moved, ring)
+    assert_close("convolution", want, xBC.cpu(), tolerance)
+    assert_close("dt", want_dt, dt.cpu(), 1e-5)
+    for back in range(1, min(k - 1, l) + 1):
+        assert torch.equal(ring[:, (l - back) % k].cpu(), zxBCdt[:, l - back, e : e + c])
+
+    exact = xBC.cpu().double()
+    x, B, C = exact[..., :e].unflatten(-1, (h, p)), *exact[..., e:].unflatten(-1, (2, g, n)).unbind(2)
+    A, D = -given["A_log"].double().exp(), given["D"].double()
+    want_y, last = reference.ssd_scan(x, dt.cpu().double(), A, B, C, D, chunk_size=32)
+    ssm = torch.full_like(given["ssm"], torch.nan).to(device)
+    out = triton_prefill.scan(xBC, dt, given["A_log"].to(device), given["D"].to(device), ssm, groups=g, plan=plan)
+    assert_close("scan", want_y.flatten(2), out.cpu(), 2 * tolerance)
+    assert_close("state", last, ssm.cpu(), 2 * max(tolerance, TOLERANCE[state]))
+    want = reference.gated_rms_norm(out.cpu().double(), z, norm.double(), 1e-5)
+    assert_close(
+        "gate_norm", want, triton_prefill.gate_norm(out, zxBCdt.to(device), norm.to(device), 1e-5).cpu(), tolerance
+    )
+
+
 # on a GPU
 
 
@@ -230,11 +284,23 @@ def test_draws_on_a_gpu(rule: DrawRule) -> None:
     compare_draw("cuda", rule, 2, v=50_288, limit=50_277, d=2048)
 
 
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("l", [1, 2, 3, 63, 64, 65, 200, 760])
+@pytest.mark.parametrize("g", [1, 2])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_prefill_kernels_on_a_gpu(dtype: torch.dtype, g: int, l: int) -> None:
+    compare_prefill("cuda", dtype, l, g)
+    compare_prefill("cuda", dtype, l, g, h=4, p=64, n=128, state=torch.float16)
+
+
 # without one
 
 INTERPRETED = """
 import torch
-from tests.ops.test_step_backends import RULES, TILE, VECTOR, compare_draw, compare_mixer, compare_product
+from omnimamba_cli.ops.step_plans import ScanPlan
+from tests.ops.test_step_backends import RULES, TILE, VECTOR
+from tests.ops.test_step_backends import compare_draw, compare_mixer, compare_prefill, compare_product
 f32, f16 = torch.float32, torch.float16
 for b, rows, c, plan in ((1, 13, 24, VECTOR), (3, 10, 40, VECTOR), (3, 37, 40, TILE), (17, 33, 72, TILE)):
     compare_product("cpu", f32, b, rows, c, plan, add=b == 3)
@@ -244,6 +310,10 @@ for b, g in ((1, 1), (3, 2), (17, 1)):
     compare_mixer("cpu", f32, b, g)
 compare_mixer("cpu", f32, 2, 2, p=12, n=10, k=3)
 compare_mixer("cpu", f16, 1, 1, state=f16)
+compare_prefill("cpu", f32, 1, 1)
+compare_prefill("cpu", f32, 2, 2, b=1)
+compare_prefill("cpu", f32, 70, 2, plan=ScanPlan(chunk=16, warps=4, segments=3))
+compare_prefill("cpu", f16, 50, 1, plan=ScanPlan(chunk=16, warps=4, segments=8), state=f16)
 for rule in RULES:
     compare_draw("cpu", rule, 3)
 """
@@ -262,8 +332,15 @@ def test_on_a_cpu_a_step_is_plain_pytorch_and_the_report_says_why() -> None:
     kernels = registry.step_kernels(torch.empty(0))
     assert kernels.name == "torch"
     assert not kernels.pdl
-    rows = [r for r in registry.report(torch.device("cpu")) if r.op in ("normed_product", "mixer_step", "draw")]
-    assert {r.op for r in rows if r.backend == "torch" and r.chosen} == {"normed_product", "mixer_step", "draw"}
+    rows = [
+        r for r in registry.report(torch.device("cpu")) if r.op in ("normed_product", "mixer_step", "draw", "prefill")
+    ]
+    assert {r.op for r in rows if r.backend == "torch" and r.chosen} == {
+        "normed_product",
+        "mixer_step",
+        "draw",
+        "prefill",
+    }
     assert all("CUDA" in r.reason for r in rows if r.backend == "triton")
 
 
