@@ -45,7 +45,7 @@ class ScanPlan:
 
 
 SCAN = ScanPlan(chunk=64, warps=4)
-SCAN_FLOAT32 = ScanPlan(chunk=32, warps=8, stages=1)
+SCAN_FLOAT32 = ScanPlan(chunk=16, warps=8, stages=1)  # larger ones do not fit the registers
 VECTOR_BATCH = 4  # rows up to which dot products are faster than the matrix units
 TILE_BATCH = 32  # rows up to which our tiles are faster than the library
 VALUES = 16_384  # weights that four warps of the vector method hold, 64 registers a thread of bfloat16

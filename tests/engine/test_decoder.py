@@ -1,16 +1,20 @@
 """The recorded step: on a CPU the same code without recording, held to the plain loops; on a GPU as users have it."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import omnimamba_cli as om
 from omnimamba_cli.config import SamplingConfig, Task
 from omnimamba_cli.engine import decode, decoder
 from omnimamba_cli.engine.decoder import Decoder, decoder_for
@@ -166,6 +170,16 @@ def test_what_is_past_the_table_is_refused_before_it_starts(mmu: OmniMamba) -> N
     assert fast_text(d, mmu, prefix(), GREEDY, room + 1)
     with pytest.raises(InputError, match=f"{small.CONFIG.mmu_positions + 1} tokens are past"):
         fast_text(d, mmu, prefix(), GREEDY, room + 2)
+
+
+def test_a_decoder_does_not_keep_its_model() -> None:
+    m = merged(small.model(), "mmu")
+    d, gone = Decoder(m, "mmu", StepKernels()), weakref.ref(m)
+    with torch.inference_mode():
+        d.read(m, prefix(2), d.program(2, d.rule(GREEDY), 8).memory)
+    del m
+    gc.collect()
+    assert gone() is None
 
 
 def test_codes_are_embedded_once_for_all_steps(t2i: OmniMamba) -> None:
@@ -329,3 +343,20 @@ def test_bfloat16_logits_of_a_step_on_a_gpu(rows: int, kind: str | None) -> None
         stepper.step(memory)
         want = m.logits(m(x, "mmu")[:, -1], "mmu").float()
     assert_close("logits", want, memory.logits, 1e-2)
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_session_on_a_gpu_answers_and_draws(tiny_model: Path, quantize: str | None) -> None:
+    session = om.load(tiny_model, device="cuda", quantize=quantize)  # type: ignore[arg-type]  # one of the two
+    pictures = session.generate("a fox", n=3, seed=0)
+    assert [p.tobytes() for p in pictures] == [p.tobytes() for p in session.generate("a fox", n=3, seed=0)]
+    settings = SamplingConfig(temperature=1.0, max_new_tokens=12)
+    answers = session.captions(pictures, sampling=settings, seed=3)
+    streamed = list(session.stream_caption(pictures[0], sampling=settings, seed=3))
+    assert streamed[-1].finished
+    assert 0 < answers[0].tokens <= 12
+    assert decoder_for(session.for_task("mmu"), "mmu") is not None
+    # what both tasks have in common is there once
+    assert session.for_task("mmu").norm_f.weight.data_ptr() == session.for_task("t2i").norm_f.weight.data_ptr()

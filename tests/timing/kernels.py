@@ -1,5 +1,7 @@
 """Each kernel of a decoding step over its candidate plans, at the 1.3B model's sizes and on all its layers' weights."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -8,8 +10,8 @@ from omnimamba_cli.model.quantized import quantize_rows
 from omnimamba_cli.model.stepping import Product, StepMemory, Stepper
 from omnimamba_cli.ops import registry
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule
-from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan
-from tests.timing.machine import Log, recorded_us
+from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan, ScanPlan
+from tests.timing.machine import Log, compile_together, recorded_us
 
 EPS = 1e-5
 
@@ -57,16 +59,15 @@ def products(log: Log, stepper: Stepper, which: str, batch: int, kind: str, plan
         for p in all_layers:
             module.normed_product(x, p.norm, EPS, p.weight, p.scale, out, add=add, plan=plan, pdl=pdl)
 
-    for plan in plans:
-        for pdl in (True, False):
-            name = (
-                f"{which} b {batch} {kind} {plan.method} {plan.rows}x{plan.columns or c} w{plan.warps} s{plan.stages}"
-            )
-            try:
-                each = recorded_us(lambda plan=plan, pdl=pdl: run(plan, pdl)) / len(all_layers)
-                log.result(name, each, nbytes, pdl=pdl)
-            except Exception as error:  # any: a candidate may be too large for the chip
-                log.line(f"{name} pdl {pdl}: {type(error).__name__} {str(error)[:150]}")
+    kinds = [(plan, pdl) for plan in plans for pdl in ((True, False) if plan is plans[0] else (True,))]
+    compile_together([lambda k=k: run(*k) for k in kinds])
+    for plan, pdl in kinds:
+        name = f"{which} b {batch} {kind} {plan.method} {plan.rows}x{plan.columns or c} w{plan.warps} s{plan.stages}"
+        try:
+            each = recorded_us(lambda k=(plan, pdl): run(*k)) / len(all_layers)
+            log.result(name, each, nbytes, pdl=pdl)
+        except Exception as error:  # any: a candidate may be too large for the chip
+            log.line(f"{name} pdl {pdl}: {type(error).__name__} {str(error)[:150]}")
     if kind == "bf16" and batch > 1:
         y = torch.empty(batch, rows, device="cuda", dtype=torch.bfloat16)
         narrow = x.bfloat16()
@@ -100,10 +101,42 @@ def mixers(log: Log, stepper: Stepper, batch: int, state: torch.dtype) -> None:
             )
 
     nbytes = 2 * m.ssm[0].nbytes + m.proj.nbytes + m.ring[0].nbytes + m.gated.nbytes
-    for plan in MIXERS[batch]:
-        for pdl in (True, False) if batch == 1 else (True,):
-            each = recorded_us(lambda plan=plan, pdl=pdl: run(plan, pdl)) / len(layers)
-            log.result(f"mixer b {batch} {state} rows {plan.rows} w{plan.warps}", each, nbytes, pdl=pdl)
+    kinds = [(plan, pdl) for plan in MIXERS[batch] for pdl in ((True, False) if batch == 1 else (True,))]
+    compile_together([lambda k=k: run(*k) for k in kinds])
+    for plan, pdl in kinds:
+        each = recorded_us(lambda k=(plan, pdl): run(*k)) / len(layers)
+        log.result(f"mixer b {batch} {state} rows {plan.rows} w{plan.warps}", each, nbytes, pdl=pdl)
+
+
+SCANS = [ScanPlan(64, 4), ScanPlan(64, 8), ScanPlan(32, 4), ScanPlan(64, 4, segments=8), ScanPlan(64, 4, segments=1)]
+
+
+def scans(log: Log, stepper: Stepper) -> None:
+    """The scan of a prefix, and the other kernels of a layer beside it, for short and long ones."""
+    from omnimamba_cli.ops import triton_prefill
+
+    c, layer = stepper.config, stepper.layers[0]
+    for length in (16_000, 760):
+        zxBCdt = torch.randn(1, length, c.d_in_proj, device="cuda", dtype=torch.bfloat16)
+        residual, branch = (torch.randn(1, length, c.d_model, device="cuda", dtype=t) for t in (None, torch.bfloat16))
+        y = torch.randn(1, length, c.d_inner, device="cuda", dtype=torch.bfloat16)
+        m = StepMemory(c, 1, 16, stepper.head.weight, torch.float32)
+        xBC, dt = triton_prefill.conv_dt(zxBCdt, layer.conv, layer.bias, layer.dt_bias, m.ring[0])
+        works = {}
+        for plan in SCANS if length == 16_000 else SCANS[:1]:
+            name = f"scan {length}: chunk {plan.chunk} w{plan.warps} segments {plan.segments}"
+            works[name] = partial(triton_prefill.scan, xBC, dt, layer.A_log, layer.D, m.ssm[0], groups=1, plan=plan)
+        compile_together(list(works.values()))
+        for name, scan in works.items():
+            log.result(name, recorded_us(scan), xBC.nbytes + dt.nbytes + y.nbytes)
+        others = {
+            "add_norm": partial(triton_prefill.add_norm, residual, branch, layer.into.norm, EPS),
+            "conv_dt": partial(triton_prefill.conv_dt, zxBCdt, layer.conv, layer.bias, layer.dt_bias, m.ring[0]),
+            "gate_norm": partial(triton_prefill.gate_norm, y, zxBCdt, layer.out.norm, EPS),
+        }
+        moved = {"add_norm": 3 * residual.nbytes, "conv_dt": 2 * xBC.nbytes + dt.nbytes, "gate_norm": 3 * y.nbytes}
+        for name, work in others.items():
+            log.result(f"{name} {length}", recorded_us(work), moved[name])
 
 
 def heads_and_draws(log: Log, stepper: Stepper, model: OmniMamba) -> None:

@@ -5,7 +5,9 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +28,8 @@ POSITIONS = 17_000  # the tables are extended for long prefills
 class Log:
     """Results as a table on stdout and as JSON lines in a file; a step that fails is a line, too."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, seconds: float = 1e9) -> None:
+        self.seconds = seconds  # after these nothing new is begun
         self.file = path.open("w", encoding="utf-8") if path else None
         self.start = time.perf_counter()
         self.failed = 0
@@ -52,6 +55,9 @@ class Log:
     def attempt(self, name: str, work: Callable[[], object]) -> None:
         """Run one part; what goes wrong in it stops nothing else."""
         began = time.perf_counter()
+        if began - self.start > self.seconds:
+            self.line(f"SKIPPED {name}: {self.seconds:.0f} s are over")
+            return
         try:
             with torch.inference_mode():
                 work()
@@ -98,6 +104,18 @@ def seconds_each(work: Callable[[], object], *, repeats: int = 5, calls: int = 1
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3 / calls)
     return statistics.median(times)
+
+
+def compile_together(works: Sequence[Callable[[], object]]) -> None:
+    """Call everything once, several at a time: compiling is what takes long, and it leaves Python's lock alone."""
+
+    def quiet(work: Callable[[], object]) -> None:
+        with suppress(Exception):  # it will fail again, and be heard, where it is timed
+            work()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(quiet, works))
+    torch.cuda.synchronize()
 
 
 def recorded_us(work: Callable[[], object], *, repeats: int = 5, calls: int = 3) -> float:

@@ -1,9 +1,10 @@
-"""Checks and times the decoding step on a GPU, at 1.3B with random weights, within 150 seconds:
+"""Checks and times the decoding step on a GPU, at 1.3B with random weights, within some 150 seconds:
 
-    python -m tests.timing.run [--json FILE] [--only PART[,PART...]] [--long TOKENS]
+    python -m tests.timing.run [--json FILE] [--only PART[,PART...]] [--long TOKENS] [--seconds N]
 
-Parts: check, kernels, text, prefill, int8, fp8, pictures, drift, all in this order by default. One that fails is a
-line; the others go on. The plans in ops/step_plans.py are chosen by what this prints.
+Parts: check, text, prefill, drift, kernels, int8, fp8, pictures, all in this order by default. One that fails is a
+line; the others go on. After --seconds nothing new is begun. The plans in ops/step_plans.py are chosen by what this
+prints.
 """
 
 import argparse
@@ -19,9 +20,9 @@ from omnimamba_cli.model.quantized import quantize
 from omnimamba_cli.ops import registry
 from tests.ops import test_step_backends as backends
 from tests.timing import kernels, whole
-from tests.timing.machine import Log, random_model
+from tests.timing.machine import Log, compile_together, random_model
 
-PARTS = ("check", "kernels", "text", "prefill", "int8", "fp8", "pictures", "drift")
+PARTS = ("check", "text", "prefill", "drift", "kernels", "int8", "fp8", "pictures")
 
 
 @dataclass
@@ -63,10 +64,12 @@ class Run:
             "mixer half": lambda: backends.compare_mixer(
                 "cuda", bf16, 3, 2, h=4, p=64, n=128, rows=32, state=torch.float16
             ),
+            "prefill": lambda: backends.compare_prefill("cuda", bf16, 200, 1, h=4, p=64, n=128),
             "draw": lambda: backends.compare_draw("cuda", backends.RULES[2], 2, v=50_288, limit=50_277, d=2048),
             "draw guided": lambda: backends.compare_draw("cuda", backends.RULES[5], 3),
             "greedy penalty": lambda: backends.compare_draw("cuda", backends.RULES[4], 3),
         }
+        compile_together(list(checks.values()))
         for name, compare in checks.items():
             try:
                 compare()
@@ -79,15 +82,16 @@ class Run:
         whole.same_tokens(self.log, SamplingConfig())
 
     def kernels(self) -> None:
-        decoder = kernels.Stepper(self.model(), "mmu", registry.step_kernels(self.model().norm_f.weight))
+        stepper = kernels.Stepper(self.model(), "mmu", registry.step_kernels(self.model().norm_f.weight))
         for which, batch, kind, plans in kernels.CANDIDATES:
             part = f"{which} {batch} {kind}"
             self.log.attempt(
-                part, lambda w=which, b=batch, k=kind, p=plans: kernels.products(self.log, decoder, w, b, k, p)
+                part, lambda w=which, b=batch, k=kind, p=plans: kernels.products(self.log, stepper, w, b, k, p)
             )
         for batch, state in ((1, torch.float32), (16, torch.float16), (64, torch.float32), (64, torch.float16)):
-            self.log.attempt(f"mixer {batch}", lambda b=batch, s=state: kernels.mixers(self.log, decoder, b, s))
-        self.log.attempt("head, draw", lambda: kernels.heads_and_draws(self.log, decoder, self.model()))
+            self.log.attempt(f"mixer {batch}", lambda b=batch, s=state: kernels.mixers(self.log, stepper, b, s))
+        self.log.attempt("scans", lambda: kernels.scans(self.log, stepper))
+        self.log.attempt("head, draw", lambda: kernels.heads_and_draws(self.log, stepper, self.model()))
 
     def text(self) -> None:
         whole.text(self.log, self.model(), "text bf16")
@@ -125,8 +129,9 @@ def main() -> int:
     parser.add_argument(
         "--long", type=int, default=0, metavar="TOKENS", help="also this many tokens of text, in tens of thousands"
     )
+    parser.add_argument("--seconds", type=float, default=140.0, help="no part begins after these")
     given = parser.parse_args()
-    log = Log(given.json)
+    log = Log(given.json, given.seconds)
     if not torch.cuda.is_available():
         log.line("there is no CUDA device here")
         return 5
