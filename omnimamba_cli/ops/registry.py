@@ -208,4 +208,4 @@ def report(device: torch.device) -> list[KernelChoice]:
         why = _triton_refusal(probe) or ("one pass over memory" if fused else f"{ENVIRONMENT}={requested()}")
         rows.append(KernelChoice(op, "triton", fused, why))
         rows.append(KernelChoice(op, "torch", not fused, "triton is faster here" if fused else "works everywhere"))
-    return [*rows, *_step_report(probe)]
+    return [*rows, KernelChoice("ssd_step", "torch", True, "of steps that are not recorded"), *_step_report(probe)]
