@@ -1,6 +1,7 @@
-"""How a decoding step's kernels are cut, by chip and shape: chosen once by measuring, shipped, never tuned at run time.
+"""How a decoding step's kernels are cut, by shape: shipped, never tuned at run time. One table for all chips so far.
 
-`python -m tests.timing.run` in a clone of the repository measures the candidates again.
+Chosen by the registers that code compiled for an H100 needs and the bytes in flight, not yet by measuring:
+`python -m tests.timing.run`, in a clone of the repository, times the candidates.
 """
 
 from dataclasses import dataclass
@@ -68,5 +69,8 @@ def product_plan(batch: int, columns: int, weight: torch.dtype, model: torch.dty
 
 
 def mixer_plan(batch: int, p: int) -> MixerPlan:
-    """The plan for `batch` rows with heads of p; a lone row is cut finer, to fill the chip."""
-    return MixerPlan(rows=min(p, 16 if batch <= 4 else 64), warps=4)
+    """The plan for `batch` rows with heads of p; a lone row is cut finer, to fill the chip.
+
+    64 rows of a float32 state do not fit the registers of four warps.
+    """
+    return MixerPlan(rows=min(p, 16 if batch <= 4 else 32), warps=4)
