@@ -21,6 +21,7 @@ from omnimamba_cli.cli.options import (
     Model,
     NulSeparated,
     Offline,
+    Quantize,
     Quiet,
     RepetitionPenalty,
     Seed,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from omnimamba_cli.config import SamplingConfig
     from omnimamba_cli.engine.session import CaptionResult, Session
+    from omnimamba_cli.model.quantized import Quantization
 
 
 def command(
@@ -66,6 +68,7 @@ def command(
     offline: Offline = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -119,8 +122,18 @@ def command(
     if not pictures:
         raise UsageError("there is no picture to look at", hint='omnimamba caption fox.png "what is here?"')
     several = len(pictures) > 1
-    names = several if with_filename is None else with_filename
-    run = Run(out, question, settings, seed, model, device, dtype, names, template and template_text(template))
+    run = Run(
+        out,
+        question,
+        settings,
+        seed,
+        model,
+        device,
+        dtype,
+        quantize,
+        names=several if with_filename is None else with_filename,
+        template=template and template_text(template),
+    )
     if stream and not several and not json:
         run.stream(pictures[0])
         return ExitCode.DONE
@@ -138,6 +151,7 @@ class Run:
     model: str | None
     device: str
     dtype: str
+    quantize: "Quantization | None"
     names: bool
     template: str | None
     _opened: "tuple[Session, SamplingConfig] | None" = None
@@ -145,7 +159,7 @@ class Run:
     def open(self) -> "tuple[Session, SamplingConfig]":
         """The session and how it samples; draws and reports a seed where one is needed."""
         if self._opened is None:
-            session = models.open_session(self.out, self.model, self.device, self.dtype, task="mmu")
+            session = models.open_session(self.out, self.model, self.device, self.dtype, self.quantize, task="mmu")
             sampling = replace(session.config.caption_sampling, **self.settings)  # type: ignore[arg-type]  # by field
             if sampling.temperature > 0 and self.seed is None:
                 self.seed = models.new_seed()

@@ -24,6 +24,7 @@ from omnimamba_cli.cli.options import (
     Model,
     NulSeparated,
     Offline,
+    Quantize,
     Quiet,
     RepetitionPenalty,
     Seed,
@@ -73,6 +74,7 @@ def command(
     offline: Offline = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -117,7 +119,7 @@ def command(
     wanted = ready(out, planned, force, skip_existing)
     if not wanted:
         return
-    session = models.open_session(out, model, device, dtype, task="t2i")
+    session = models.open_session(out, model, device, dtype, quantize, task="t2i")
     if seed is None:
         out.note(f"seed {drawn_seed}")
     for text in dict.fromkeys(prompts):

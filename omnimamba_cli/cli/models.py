@@ -8,9 +8,18 @@ from omnimamba_cli.cli.output import Output
 if TYPE_CHECKING:
     from omnimamba_cli.config import Task
     from omnimamba_cli.engine.session import Session
+    from omnimamba_cli.model.quantized import Quantization
 
 
-def open_session(out: Output, model: str | None, device: str, dtype: str, *, task: "Task | None" = None) -> "Session":
+def open_session(
+    out: Output,
+    model: str | None,
+    device: str,
+    dtype: str,
+    quantize: "Quantization | None" = None,
+    *,
+    task: "Task | None" = None,
+) -> "Session":
     """A session on the named model, or else on the best installed one for a task, which is then said on stderr."""
     from omnimamba_cli.engine import hub
     from omnimamba_cli.engine.session import load
@@ -19,7 +28,7 @@ def open_session(out: Output, model: str | None, device: str, dtype: str, *, tas
         model = hub.default_model(task)
         what = ", the small model that comes with this program" if model == hub.BUNDLED else ""
         out.note(f"using {model}{what} (-m chooses another)")
-    session = load(model, device=device, dtype=dtype)
+    session = load(model, device=device, dtype=dtype, quantize=quantize)
     if out.verbose:
         _describe(out, session)
     return session
@@ -31,6 +40,8 @@ def _describe(out: Output, session: "Session") -> None:
     out.detail(f"model   {session.config.name}  {session.directory}")
     out.detail(f"device  {session.device}  {session.device_reason}")
     out.detail(f"dtype   {str(session.dtype).removeprefix('torch.')}  {session.dtype_reason}")
+    if session.quantization:
+        out.detail(f"weights {session.quantization} while decoding")
     for choice in registry.report(session.device):
         if choice.chosen:
             out.detail(f"kernel  {choice.op}: {choice.backend}  {choice.reason}")

@@ -1,4 +1,7 @@
-"""From a prefix to tokens, one step at a time: text rows that end alone, pictures of a fixed length."""
+"""From a prefix to tokens: text rows that end alone, pictures of a fixed length.
+
+On CUDA a merged model's steps are recorded and repeated (see decoder); everywhere else they run one at a time, here.
+"""
 
 from collections.abc import Iterator
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.config import SamplingConfig
+from omnimamba_cli.engine.decoder import decoder_for
 from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, uniforms
 from omnimamba_cli.model.omnimamba import OmniMamba
 
@@ -19,6 +23,9 @@ def decode_text(
     A row ends with the end-of-text id (which is given) or after `steps` tokens; its memory is dropped then and the
     other rows go on. Scores are never kept.
     """
+    if (decoder := decoder_for(model, "mmu")) is not None:
+        yield from decoder.text(model, prefix, config, steps=steps, seeds=seeds)
+        return
     end = model.config.text.eos_id
     state = model.new_state(len(prefix))
     hidden = model(prefix, "mmu", state)[:, -1]
@@ -53,6 +60,8 @@ def decode_image(
     With guidance, prefix_ids holds twice as many rows: the captioned ones, then the same number with an empty
     caption; both halves run as one batch and share the code that is drawn.
     """
+    if (decoder := decoder_for(model, "t2i")) is not None:
+        return decoder.image(model, prefix_ids, config, seeds=seeds, copies=copies)
     twice = config.guidance != 1
     codes = model.config.vq.codes
     state = model.new_state(len(prefix_ids))

@@ -77,7 +77,7 @@ def _measure(
     total = len(asked) + len(prompts) + sum(len(prompt.checks) for prompt in prompts)
     yield EvaluationStep("answering", 0, total)
     if prompts:
-        _ = session.vq  # a model that cannot draw says so now, not after all the answers
+        _ = session.pixels  # a model that cannot draw says so now, not after all the answers
     rows = batch_size or (64 if session.device.type == "cuda" else 16)
     for done in _answer_all(session, data_dir, asked, rows, result):
         yield EvaluationStep("answering", done, total)

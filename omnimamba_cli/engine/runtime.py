@@ -68,3 +68,18 @@ def pick_dtype(name: str, device: torch.device, config: ModelConfig) -> tuple[to
     if parameter_count(config) >= LARGE:
         return torch.bfloat16, "half the memory of a large model"
     return torch.float32, "fastest on a CPU for a small model"
+
+
+def check_quantization(kind: str, device: torch.device) -> None:
+    """Raise DeviceError where weights of one byte would be no gain: their kernels are for CUDA."""
+    if kind not in ("int8", "fp8"):
+        raise DeviceError(f"{kind!r} is no quantization", hint="--quantize int8 or fp8")
+    if device.type != "cuda":
+        raise DeviceError(
+            f"--quantize {kind} has kernels for CUDA alone; on {device.type} the weights would be widened at each step",
+            hint="leave --quantize out",
+        )
+    if kind == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise DeviceError(
+            "this GPU has no 8-bit floats (they begin with compute capability 8.9)", hint="--quantize int8"
+        )

@@ -17,10 +17,11 @@ from omnimamba_cli.data.images import Source, load_image, pixels_to_image, tower
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import decode, hub, runtime
 from omnimamba_cli.engine.checkpoint import load_directory
+from omnimamba_cli.engine.pixels import PixelDecoder
 from omnimamba_cli.engine.task_models import load_for_task
 from omnimamba_cli.errors import CheckpointError, InputError
 from omnimamba_cli.model.omnimamba import OmniMamba
-from omnimamba_cli.model.vq import VQModel
+from omnimamba_cli.model.quantized import Quantization
 from omnimamba_cli.ops.halves import processor_has_halves
 
 if TYPE_CHECKING:
@@ -79,13 +80,18 @@ def _entropy() -> torch.Generator:
 class Session:
     """One model directory on one device. Parts are read when a task first needs them."""
 
-    def __init__(self, directory: Path, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self, directory: Path, device: str = "auto", dtype: str = "auto", quantize: Quantization | None = None
+    ) -> None:
         self.directory = directory
         self.device, self.device_reason = runtime.pick_device(device)
         files = load_directory(directory, parts=())
         self.config: ModelConfig = files.config
         self.tokenizer: TextTokenizer = files.tokenizer
         self.dtype, self.dtype_reason = runtime.pick_dtype(dtype, self.device, self.config)
+        self.quantization = quantize
+        if quantize is not None:
+            runtime.check_quantization(quantize, self.device)
         self._merged: dict[Task, OmniMamba] = {}
 
     @cached_property
@@ -99,11 +105,11 @@ class Session:
         return towers
 
     @cached_property
-    def vq(self) -> VQModel:
-        """The image tokenizer, in float32: its pixels are what people look at."""
+    def pixels(self) -> PixelDecoder:
+        """Codes to pixels, in float32: they are what people look at."""
         vq = load_directory(self.directory, device=self.device, dtype=torch.float32, parts=("vq",)).vq
         assert vq is not None
-        return vq.eval()
+        return PixelDecoder(vq.eval())
 
     def for_task(self, task: Task) -> OmniMamba:
         """The model with one task's LoRA folded in; what the tasks have in common is in memory once."""
@@ -113,6 +119,7 @@ class Session:
                 task,
                 device=self.device,
                 dtype=self.dtype,
+                quantization=self.quantization,
                 other=next(iter(self._merged.values()), None),
             )
         return self._merged[task]
@@ -329,16 +336,19 @@ class Session:
         prefix = torch.tensor([sequences.t2i_prefix(self.config, ids) for ids in captions], device=self.device)
         codes = decode.decode_image(self.for_task("t2i"), prefix, config, seeds=seeds, copies=copies)
         # one by one: in a batch convolutions round otherwise, and a pixel would depend on its neighbours' number
-        return [pixels_to_image(self.vq.decode(row[None])[0]) for row in codes]
+        return [pixels_to_image(self.pixels(row[None])[0]) for row in codes]
 
 
-def load(model: str | Path = "nano", *, device: str = "auto", dtype: str = "auto") -> Session:
+def load(
+    model: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", quantize: Quantization | None = None
+) -> Session:
     """A session on a model: a directory, the name of an installed one ("nano"), or a Hub id "org/name[@revision]".
 
-    device: "auto", "cpu", "cuda[:N]" or "mps"; dtype: "auto", "fp32", "fp16" or "bf16".
+    device: "auto", "cpu", "cuda[:N]" or "mps"; dtype: "auto", "fp32", "fp16" or "bf16"; quantize: None, "int8" or
+    "fp8" (weights of one byte for decoding on CUDA).
     Raises CheckpointError, DownloadError or DeviceError, each with what to do next.
 
     >>> import omnimamba_cli as om
     >>> om.load("nano").generate("a red fox", seed=7)[0].save("fox.png")  # doctest: +SKIP
     """
-    return Session(hub.resolve(str(model)), device, dtype)
+    return Session(hub.resolve(str(model)), device, dtype, quantize)

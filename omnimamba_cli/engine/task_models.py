@@ -16,6 +16,7 @@ from omnimamba_cli.engine.checkpoint import check_part, on_meta, part_path, read
 from omnimamba_cli.engine.safetensors_io import Header, read_header, read_safetensors
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.quantized import Quantization, quantize
 
 OTHERS: dict[Task, tuple[str, ...]] = {  # what a task never touches
     "mmu": ("image_embedding", "image_mlp", "caption_mlp", "t2i_positions"),
@@ -25,7 +26,13 @@ FOLDED = ".in_proj.weight"
 
 
 def load_for_task(
-    directory: Path, task: Task, *, device: torch.device, dtype: torch.dtype, other: OmniMamba | None = None
+    directory: Path,
+    task: Task,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+    other: OmniMamba | None = None,
 ) -> OmniMamba:
     """The model for a task, LoRA folded in, in eval mode; what only another task needs is not there at all.
 
@@ -56,7 +63,8 @@ def load_for_task(
                 stays = device.type == "cpu" and target == mapped[name].dtype
                 tensors[name] = storage.decode(name, header, mapped.__getitem__ if stays else read, dtype).to(device)
     model.load_state_dict(tensors, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
+    model = model.requires_grad_(False).eval()
+    return model if quantization is None else quantize(model, task, quantization)
 
 
 def _folded(

@@ -81,9 +81,30 @@ class MergedLinear(nn.Module):
 
 def merged(model: M, task: Task) -> M:
     """A copy of the model for one task's inference: LoRA folded into in_proj, all other tensors shared."""
-    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     # in_proj is rebuilt, so its tensors are never copied either
-    clone = copy.deepcopy(model, shared)
-    for mine, theirs in zip(clone.layers, model.layers, strict=True):
-        mine.mixer.in_proj = MergedLinear(theirs.mixer.in_proj, task)
+    return merge(sharing_copy(model), task)
+
+
+def merge(model: M, task: Task) -> M:
+    """The model itself for one task's inference, layer by layer: the other task's pairs, and the base, are gone."""
+    for layer in model.layers:
+        layer.mixer.in_proj = MergedLinear(layer.mixer.in_proj, task)
+    return model
+
+
+def merge_beside(other: M, source: M, task: Task) -> M:
+    """A model merged for a task out of `source`'s in_proj, on the device and with all other tensors of `other`."""
+    clone = sharing_copy(other)
+    for mine, theirs in zip(clone.layers, source.layers, strict=True):
+        mine.mixer.in_proj = MergedLinear(theirs.mixer.in_proj.to(other.device), task)
     return clone
+
+
+def sharing_copy(model: M) -> M:
+    """Modules of their own, with the same tensors."""
+    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+
+
+def is_merged(model: "OmniMamba", task: Task) -> bool:
+    """Whether the model has one task's pairs folded in."""
+    return all(getattr(layer.mixer.in_proj, "task", None) == task for layer in model.layers)

@@ -122,3 +122,62 @@ def ssd_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tens
     # on a CPU a product and a sum beat a batched matrix-vector product by half
     y = (by_group * C.to(wide)[:, :, None]).sum(-1).view(b, h, p)
     return (y + xs * D.to(wide)[:, None]).to(x.dtype)
+
+
+def normed_product(
+    x: Tensor, norm: Tensor, eps: float, weight: Tensor, scale: Tensor | None, out: Tensor, *, add: bool
+) -> None:
+    """out (b r) = rms_norm(x) W^T, or += with `add`; for x (b c), norm (c), W = weight (r c) times scale (r) if given.
+
+    Weights may be int8 or float8 with a scale for each row; sums in float32 (float64 for float64).
+    """
+    wide = _wide(x)
+    y = F.linear(rms_norm(x, norm, eps), weight.to(wide))
+    if scale is not None:
+        y = y * scale.to(wide)
+    if add:
+        out += y
+    else:
+        out.copy_(y)
+
+
+def mixer_step(
+    proj: Tensor,
+    ring: Tensor,
+    ssm: Tensor,
+    position: Tensor,
+    conv: Tensor,
+    bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    out: Tensor,
+    *,
+    groups: int,
+) -> None:
+    """One token between in_proj and out_proj: convolution, state, gate; the norm after the gate is not in it.
+
+    proj (b e+c+h), the rows z, x B C, dt of in_proj; ring (b k c), the convolution's inputs, time t in slot t % k;
+    ssm (b h p n); both updated in place. position (b) int64, the token's place in its sequence; conv (k c), bias (c);
+    dt_bias, A_log, D (h). Writes y * silu(z) to out (b e). The state may be of a narrower dtype than the sums.
+    """
+    b, h, p, n = ssm.shape
+    _, k, c = ring.shape
+    e = h * p
+    wide = _wide(proj)
+    rows = torch.arange(b, device=proj.device)
+    z, new, dt = proj.to(wide).split([e, c, h], dim=-1)
+    ring[rows, position % k] = new.to(ring.dtype)
+    oldest_first = (position[:, None] + 1 + torch.arange(k, device=proj.device)) % k  # (b k)
+    window = ring[rows[:, None], oldest_first].to(wide)
+    xBC = F.silu((window * conv.to(wide)).sum(1) + bias.to(wide))  # (b c)
+    x, B, C = xBC.split([e, groups * n, groups * n], dim=-1)
+    dt = F.softplus(dt + dt_bias.to(wide))
+    state = ssm.to(wide)
+    A = -A_log.to(wide).exp()
+    y = ssd_step(state, x.view(b, h, p), dt, A, B.view(b, groups, n), C.view(b, groups, n), D)
+    if ssm.dtype == torch.float16:
+        state = state.clamp(-torch.finfo(ssm.dtype).max, torch.finfo(ssm.dtype).max)
+    if state is not ssm:
+        ssm.copy_(state)
+    out.copy_(y.flatten(1) * F.silu(z))

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from omnimamba_cli.errors import DeviceError
 from omnimamba_cli.ops import mamba_ssm, reference
+from omnimamba_cli.ops.step import StepKernels
 
 ENVIRONMENT = "OMNIMAMBA_KERNELS"
+PDL_ENVIRONMENT = "OMNIMAMBA_PDL"  # 0: no kernel of a step starts before the one before it ends
 BACKENDS = ("auto", "torch", "triton", "mamba-ssm")
 LARGEST_STATE = 64 * 256  # p * n whose tiles fit the registers of one program
 
@@ -132,6 +134,59 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _fused(y).gated_rms_norm(y, z, weight, eps)  # type: ignore[no-any-return]
 
 
+@functools.cache
+def _step_modules() -> tuple[tuple[ModuleType, ...], str]:
+    """Our Triton kernels of decoding (products and mixer, the draw, the prefix) and why they cannot be had."""
+    try:
+        from omnimamba_cli.ops import triton_draw, triton_prefill, triton_step
+    except ImportError as error:
+        return (), f"Triton cannot be imported ({error})"
+    return (triton_step, triton_draw, triton_prefill), ""
+
+
+def _step_refusal(probe: Tensor) -> str | None:
+    """Why our kernels of a decoding step cannot run on tensors like this one; None when they can."""
+    return _triton_refusal(probe) or _step_modules()[1] or None
+
+
+def _pdl_refusal(device: torch.device) -> str | None:
+    """Why kernels cannot start before the one before them ends; None when they can."""
+    if os.environ.get(PDL_ENVIRONMENT) == "0":
+        return f"{PDL_ENVIRONMENT}=0"
+    if torch.cuda.get_device_capability(device)[0] < 9:
+        return "this chip has no programmatic dependent launch"
+    has_pdl = _step_modules()[0][0].HAS_PDL
+    return None if has_pdl else "this Triton has no programmatic dependent launch"
+
+
+def step_kernels(probe: Tensor) -> StepKernels:
+    """What a decoding step runs on, for tensors like this one; plain PyTorch where our kernels cannot or may not."""
+    name = requested()
+    refusal = _step_refusal(probe)
+    if name == "triton" and refusal is not None:
+        raise DeviceError(f"{ENVIRONMENT}={name}, but it {refusal}", hint=f"unset {ENVIRONMENT}")
+    if name not in ("auto", "triton") or refusal is not None:
+        return StepKernels()
+    return StepKernels(*_step_modules()[0], pdl=_pdl_refusal(probe.device) is None)
+
+
+def _step_report(probe: Tensor) -> list[KernelChoice]:
+    """The operations of a decoding step, see `report`."""
+    refusal = _step_refusal(probe)
+    used = refusal is None and requested() in ("auto", "triton")
+    why = refusal or f"{ENVIRONMENT}={requested()}"
+    if used:
+        unlinked = _pdl_refusal(probe.device)
+        links = f"one after the other ({unlinked})" if unlinked else "each fetches its weights while another runs"
+        why = f"three launches a layer in one recorded step, {links}"
+    rows = []
+    for op in ("normed_product", "mixer_step", "draw", "prefill"):
+        read = "four launches a layer beside the products, segments of the scan at the same time"
+        rows.append(KernelChoice(op, "triton", used, read if used and op == "prefill" else why))
+        rows.append(KernelChoice(op, "torch", not used, "triton is faster here" if used else "works everywhere"))
+    return rows
+
+
 def report(device: torch.device) -> list[KernelChoice]:
     """Every operation's backends on a device, the chosen one marked, each with its reason."""
     backends = _scan_backends(torch.empty(1, 1, 1, 64, device=device), 128)
@@ -153,4 +208,4 @@ def report(device: torch.device) -> list[KernelChoice]:
         why = _triton_refusal(probe) or ("one pass over memory" if fused else f"{ENVIRONMENT}={requested()}")
         rows.append(KernelChoice(op, "triton", fused, why))
         rows.append(KernelChoice(op, "torch", not fused, "triton is faster here" if fused else "works everywhere"))
-    return [*rows, KernelChoice("ssd_step", "torch", True, "the only one so far")]
+    return [*rows, KernelChoice("ssd_step", "torch", True, "of steps that are not recorded"), *_step_report(probe)]

@@ -137,7 +137,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     session = FakeSession()
 
     def open_session(
-        out: object, model: str | None, device: str, dtype: str, *, task: str | None = None
+        out: object,
+        model: str | None,
+        device: str,
+        dtype: str,
+        quantize: str | None = None,
+        *,
+        task: str | None = None,
     ) -> FakeSession:
         session.opened.append((model, device, dtype))
         return session

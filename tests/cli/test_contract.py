@@ -8,7 +8,7 @@ from tests.cli.conftest import Run
 
 COMMON = "--quiet --verbose --color --json --help"
 MODEL = "--model --offline --device --dtype"
-SAMPLING = "--temperature --top-k --top-p --min-p --repetition-penalty --seed --batch-size"
+SAMPLING = "--quantize --temperature --top-k --top-p --min-p --repetition-penalty --seed --batch-size"
 FLAGS = {
     "caption": f"{MODEL} {SAMPLING} --prompt --template --from --max-new-tokens --with-filename --no-filename "
     "--stream --no-stream --fail-fast",

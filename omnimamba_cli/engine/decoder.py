@@ -1,0 +1,297 @@
+"""Decoding without a pause: a whole step, from embedded token to next one, recorded once and repeated.
+
+Nothing waits for a token: what was written is looked at a few steps later, while the next steps run. On other devices
+than CUDA the same code runs step by step (tests do that); engine/decode.py has the plain loops.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from omnimamba_cli.config import SamplingConfig, Task
+from omnimamba_cli.engine.recording import Recording
+from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, uniforms
+from omnimamba_cli.errors import InputError
+from omnimamba_cli.model.lora import is_merged
+from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.stepping import StepMemory, Stepper, embedding_tables
+from omnimamba_cli.ops import registry
+from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, uniform_now
+from omnimamba_cli.ops.step import StepKernels
+
+CHUNK = 4  # steps between two looks at what was written: a stop is noticed up to twice as many steps late
+RING = 1024  # steps whose numbers and tokens are kept
+RULES = 4  # recorded steps kept for one number of rows
+PREFILLS = 4  # recorded prefills, likewise
+PREFILL_TOKENS = 4096  # above this a prefill's kernels outlast their launches, and a recording holds on to its memory
+
+
+def state_dtype(task: Task, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the state-space state while decoding.
+
+    Text may run for 100,000 steps, over which half precision drifts; a picture ends after a few hundred, and float16
+    (3 bits more than bfloat16) halves what is most of the memory traffic of a large batch.
+    """
+    return torch.float16 if task == "t2i" and dtype != torch.float32 else torch.float32
+
+
+@dataclass
+class Program:
+    """One recorded step for a number of sequences under one rule."""
+
+    rule: DrawRule
+    memory: StepMemory
+    buffers: DrawBuffers
+    step: Recording
+
+
+class Decoder:
+    """A merged model's step for one task, with memory of its own. Keeps no reference to the model itself."""
+
+    def __init__(self, model: OmniMamba, task: Task, kernels: StepKernels) -> None:
+        self.task = task
+        self.config = model.config
+        self.device, self.dtype = model.device, model.dtype
+        self.kernels = kernels
+        self.stepper = Stepper(model, task, kernels)
+        self.table, self.places = embedding_tables(model, task)
+        self._like = model.norm_f.weight.detach()
+        self._programs: dict[tuple[int, int, DrawRule], Program] = {}
+        self._prefills: dict[tuple[int, int, int], Prefill] = {}
+
+    def rule(self, config: SamplingConfig) -> DrawRule:
+        """What of a sampling configuration matters for this task."""
+        c, text = config, self.task == "mmu"
+        return DrawRule(
+            temperature=c.temperature,
+            top_k=c.top_k,
+            top_p=c.top_p,
+            min_p=c.min_p,
+            penalty=c.repetition_penalty if text else 1.0,
+            guidance=1.0 if text else c.guidance,
+            limit=self.config.text.base_vocab_size if text else self.config.vq.codebook_size,
+        )
+
+    def program(self, sequences: int, rule: DrawRule, ring: int) -> Program:
+        """The recorded step for so many sequences; memory of another number of rows is given up for it."""
+        key, rows = (sequences, ring, rule), 2 * sequences if rule.guided else sequences
+        found = self._programs.get(key)
+        if found is not None and not found.memory.busy:
+            return found
+        if any(p.memory.busy for p in self._programs.values()):
+            # two iterators over one program would write into each other's memory: the second has its own, for once
+            return self._record(sequences, rule, ring, self._memory(rows))
+        for old in [k for k, p in self._programs.items() if len(p.memory.position) != rows]:
+            del self._programs[old]
+            self._prefills.clear()
+        memory = next((p.memory for p in self._programs.values()), None) or self._memory(rows)
+        self._programs[key] = self._record(sequences, rule, ring, memory)
+        while len(self._programs) > RULES:
+            del self._programs[next(iter(self._programs))]
+        return self._programs[key]
+
+    def _memory(self, rows: int) -> StepMemory:
+        dtype = state_dtype(self.task, self.dtype)
+        return StepMemory(self.config.backbone, rows, len(self.table), self._like, dtype)
+
+    def _record(self, sequences: int, rule: DrawRule, ring: int, memory: StepMemory) -> Program:
+        def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=self.device)
+
+        buffers = DrawBuffers(
+            logits=memory.logits,
+            seen=empty(sequences, len(self.table), dtype=torch.int8) if rule.penalty != 1 else None,
+            uniform=empty(ring, sequences, dtype=torch.float64),
+            tokens=empty(ring, sequences),
+            count=empty(sequences),
+            position=memory.position,
+            residual=memory.residual,
+        )
+
+        def step() -> None:
+            self.stepper.step(memory)
+            self._draw(buffers, rule)
+
+        return Program(rule, memory, buffers, Recording(step, self.device))
+
+    def _draw(self, buffers: DrawBuffers, rule: DrawRule) -> None:
+        chosen = None if self.kernels.draws(rule) else _choice(buffers, rule)
+        self.kernels.draw(buffers, self.table, self.places, rule, chosen)
+
+    def _begin(self, program: Program) -> None:
+        """Draw the first token after a prefix."""
+        b = program.buffers
+        b.count.zero_()
+        if b.seen is not None:
+            b.seen.zero_()
+        self._draw(b, program.rule)
+
+    def read(self, model: OmniMamba, x: Tensor, memory: StepMemory) -> None:
+        """Embedded prefixes x (rows l d) to the state after them and the scores of what follows, both in memory.
+
+        Of fewer rows than memory's, each is read once and stands for as many neighbouring ones.
+        """
+        copies = len(memory.position) // len(x)
+        if copies > 1:
+            once = self._memory(len(x))
+            self._read(model, x, once)
+            memory.spread(once, torch.arange(len(x), device=self.device).repeat_interleave(copies))
+            return
+        if self.kernels.reading is None or x.shape[0] * x.shape[1] > PREFILL_TOKENS:
+            self._read(model, x, memory)
+            return
+        key = (len(x), x.shape[1], id(memory))
+        if key not in self._prefills:
+            self._prefills[key] = Prefill(self.stepper, memory)  # keeps the memory, so that its id stays its own
+            while len(self._prefills) > PREFILLS:
+                del self._prefills[next(iter(self._prefills))]
+        self._prefills[key].run(self._placed(x))
+
+    def _read(self, model: OmniMamba, x: Tensor, memory: StepMemory) -> None:
+        if self.kernels.reading is not None:
+            self.stepper.read(self._placed(x), memory)
+            return
+        state = memory.new_state()
+        memory.logits.copy_(model.logits(model(x, self.task, state)[:, -1], self.task))
+        memory.take(state)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        return x + self.places[: x.shape[1]]
+
+    def text(
+        self, model: OmniMamba, prefix: Tensor, config: SamplingConfig, *, steps: int, seeds: list[int]
+    ) -> Iterator[list[tuple[int, int]]]:
+        """See decode.decode_text."""
+        self._check(prefix.shape[1], steps)
+        program = self.program(len(prefix), self.rule(config), RING)
+        program.memory.busy = True
+        try:
+            self.read(model, prefix, program.memory)
+            draws = uniforms(seeds, steps).t().contiguous().to(self.device) if config.temperature > 0 else None
+            self._feed(program, draws, 0)
+            self._begin(program)
+            alive = set(range(len(prefix)))
+            for chunk in self._written(program, draws, steps):
+                for tokens in chunk:
+                    yield [(row, tokens[row]) for row in sorted(alive)]
+                    alive -= {row for row in alive if tokens[row] == self.config.text.eos_id}
+                    if not alive:
+                        return
+        finally:
+            program.memory.busy = False
+
+    def _written(self, program: Program, draws: Tensor | None, steps: int) -> Iterator[list[list[int]]]:
+        """Tokens of all rows, some steps at a time, while later steps run."""
+        flying = deque([_fetch(program.buffers.tokens[:1])])
+        launched = 1
+        while flying:
+            if launched < steps and len(flying) < 2:
+                slot = launched % RING
+                count = min(CHUNK, steps - launched, RING - slot)
+                for i in range(launched, launched + count):
+                    self._feed(program, draws, i)
+                    program.step()
+                flying.append(_fetch(program.buffers.tokens[slot : slot + count]))
+                launched += count
+            if len(flying) > 1 or launched == steps:
+                tokens, ready = flying.popleft()
+                if ready is not None:
+                    ready.synchronize()
+                yield tokens.tolist()
+
+    def _feed(self, program: Program, draws: Tensor | None, step: int) -> None:
+        """Put the numbers that are drawn with from `step` on where they are read, half a ring at a time."""
+        half = RING // 2
+        if draws is not None and step % half == 0:
+            part = draws[step : step + half]
+            program.buffers.uniform[step % RING :][: len(part)] = part
+
+    def image(
+        self, model: OmniMamba, prefix_ids: Tensor, config: SamplingConfig, *, seeds: list[int], copies: int = 1
+    ) -> Tensor:
+        """See decode.decode_image."""
+        codes, rule = self.config.vq.codes, self.rule(config)
+        self._check(prefix_ids.shape[1], codes)
+        program = self.program(len(seeds), rule, codes)
+        program.memory.busy = True
+        try:
+            self.read(model, model.embed_caption(prefix_ids), program.memory)
+            program.buffers.uniform.copy_(uniforms(seeds, codes).t())
+            self._begin(program)
+            for _ in range(codes - 1):
+                program.step()
+            return program.buffers.tokens.t().clone()
+        finally:
+            program.memory.busy = False
+
+    def _check(self, length: int, steps: int) -> None:
+        """The last token is written, never read."""
+        if length + steps - 1 > len(self.places):
+            raise InputError(
+                f"{length + steps - 1} tokens are past the model's limit of {len(self.places)} for {self.task}",
+                hint="shorten the text or lower --max-new-tokens",
+            )
+
+
+class Prefill:
+    """The reading of prefixes of one shape into one memory: recorded when the shape comes for the second time."""
+
+    def __init__(self, stepper: Stepper, memory: StepMemory) -> None:
+        self._stepper, self._memory = stepper, memory
+        self._seen = False
+        self._recording: Recording | None = None
+
+    def run(self, x: Tensor) -> None:
+        """See Stepper.read."""
+        if not self._seen:
+            self._seen = True
+            self._stepper.read(x, self._memory)
+            return
+        if self._recording is None:
+            self._x = x.clone()
+            self._recording = Recording(lambda: self._stepper.read(self._x, self._memory), x.device)
+        self._x.copy_(x)
+        self._recording()
+
+
+def _choice(t: DrawBuffers, rule: DrawRule) -> Tensor:
+    """The tokens (b) that engine/sampling.py draws from the scores."""
+    scores = (guided(t.logits, rule.guidance) if rule.guided else t.logits)[:, : rule.limit]
+    if t.seen is not None:
+        scores = penalize_repetition(scores, t.seen[:, : rule.limit] != 0, rule.penalty)
+    config = SamplingConfig(temperature=rule.temperature, top_k=rule.top_k, top_p=rule.top_p, min_p=rule.min_p)
+    return choose(scores, config, uniform_now(t) if rule.temperature > 0 else None)
+
+
+def _fetch(tokens: Tensor) -> tuple[Tensor, "torch.cuda.Event | None"]:
+    """Tokens on their way to the CPU, and what says that they are there."""
+    if not tokens.is_cuda:
+        return tokens.clone(), None
+    here = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+    here.copy_(tokens, non_blocking=True)
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+    ready.record()
+    return here, ready
+
+
+_decoders: WeakKeyDictionary[OmniMamba, dict[Task, Decoder]] = WeakKeyDictionary()
+
+
+def decoder_for(model: OmniMamba, task: Task) -> Decoder | None:
+    """The decoder of a model merged for a task; None where plain loops are to run: no CUDA, no kernels, not merged.
+
+    A merged model does not change any more, so its decoder is made once and lives as long as the model.
+    """
+    if model.device.type != "cuda" or not is_merged(model, task):
+        return None
+    kernels = registry.step_kernels(model.norm_f.weight)
+    if kernels.name == "torch":
+        return None
+    made = _decoders.setdefault(model, {})
+    if task not in made or made[task].kernels != kernels:
+        made[task] = Decoder(model, task, kernels)
+    return made[task]

@@ -1,0 +1,40 @@
+"""Codes to pixels, one picture at a time: on CUDA channels last, and recorded when the second picture comes."""
+
+import torch
+from torch import Tensor
+
+from omnimamba_cli.engine.recording import Recording
+from omnimamba_cli.model.vq import VQModel
+
+
+class PixelDecoder:
+    """The image tokenizer's decoder for one device. It works in the weights' dtype."""
+
+    def __init__(self, vq: VQModel) -> None:
+        self.vq = vq
+        self._device = vq.quantize.embedding.weight.device
+        self._seen = False
+        self._recording: Recording | None = None
+        if self._device.type == "cuda":
+            # what the matrix units' convolutions want: else each of them turns its maps round and back
+            vq.decoder.to(memory_format=torch.channels_last)
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        """codes (1 n) to pixels (1 3 s s), about in [-1,1]; overwritten by the next call."""
+        if self._device.type != "cuda" or not self._seen:
+            self._seen = True
+            return self._decode(codes)
+        if self._recording is None:
+            self._codes = codes.clone()
+
+            def decode() -> None:
+                self._pixels = self._decode(self._codes)
+
+            self._recording = Recording(decode, self._device)
+        self._codes.copy_(codes)
+        self._recording()
+        return self._pixels
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        pixels: Tensor = self.vq.decode(codes)
+        return pixels

@@ -1,0 +1,64 @@
+"""Weights of one byte for inference: int8 or float8 (e4m3), a float32 scale for each output row.
+
+Only what a decoding step reads in full is narrowed: in_proj, out_proj and the task's head. Embeddings, norms, the
+convolution and everything that runs once a sequence keep their dtype.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnimamba_cli.config import Task
+from omnimamba_cli.model.omnimamba import OmniMamba
+
+Quantization = Literal["int8", "fp8"]
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8")
+LARGEST = {"int8": 127.0, "fp8": 448.0}  # of e4m3 without infinities
+
+
+def quantize_rows(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
+    """(values of weight's shape (o i) in one byte each, scale (o) float32); values * scale is the weight, rounded."""
+    wide = weight.detach().float()
+    scale = (wide.abs().amax(1) / LARGEST[kind]).clamp(min=torch.finfo(torch.float32).tiny)
+    values = wide / scale[:, None]
+    if kind == "int8":
+        return values.round().clamp(-127, 127).to(torch.int8), scale
+    return values.to(torch.float8_e4m3fn), scale
+
+
+def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """x (... i) to (... o) in x's dtype: by narrow weights (o i) and their scale, or weights of x's dtype and none."""
+    if scale is None:
+        return F.linear(x, weight)
+    # scaled after the product: the narrow values are exact in half precision, the scaled ones are not
+    return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)
+
+
+class QuantizedLinear(nn.Module):
+    """A linear map with narrow weights, without bias; they are widened for each product, and scaled after it."""
+
+    def __init__(self, weight: Tensor, kind: Quantization, task: Task | None = None) -> None:
+        super().__init__()
+        self.task = task
+        values, scale = quantize_rows(weight, kind)
+        # not trained, and not cast by .to(dtype): buffers keep their own
+        self.register_buffer("weight", values)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor, task: Task | None = None) -> Tensor:
+        """x (... i) to (... o); a map made for one task refuses every other."""
+        if task != self.task:
+            raise ValueError(f"this model is quantized for {self.task!r}; it cannot run {task!r}")
+        return scaled_linear(x, self.weight, self.scale)
+
+
+def quantize(model: OmniMamba, task: Task, kind: Quantization) -> OmniMamba:
+    """The same model, merged for a task, with narrow weights; in place, layer by layer, to need no second copy."""
+    for layer in model.layers:
+        layer.mixer.in_proj = QuantizedLinear(layer.mixer.in_proj.weight, kind, task)
+        if not isinstance(layer.mixer.out_proj, QuantizedLinear):  # the other task's model may have been first
+            layer.mixer.out_proj = QuantizedLinear(layer.mixer.out_proj.weight, kind)
+    model.narrow_heads[task] = QuantizedLinear(model.head(task), kind)
+    return model

@@ -1,0 +1,157 @@
+"""One token through a merged model on memory that stays where it is, so that the step can be recorded and repeated."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from omnimamba_cli.config import Mamba2Config, Task
+from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.quantized import scaled_linear
+from omnimamba_cli.model.state import InferenceState
+from omnimamba_cli.ops.step import StepKernels
+
+
+@dataclass(frozen=True)
+class Product:
+    """A norm and the linear map after it; weights of one byte have a scale for each row."""
+
+    norm: Tensor  # (c)
+    weight: Tensor  # (r c)
+    scale: Tensor | None  # (r) float32
+
+    @classmethod
+    def of(cls, norm: Tensor, linear: nn.Module) -> Self:
+        """The tensors of a module, narrow ones with their scale."""
+        return cls(norm.detach(), linear.weight.detach(), getattr(linear, "scale", None))
+
+
+@dataclass(frozen=True)
+class StepLayer:
+    """What a step needs of one layer."""
+
+    into: Product
+    conv: Tensor  # (k c), taps first: a step reads neighbouring channels together
+    bias: Tensor
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+    out: Product
+
+
+class StepMemory:
+    """Everything that a step reads and writes, for `rows` sequences; ring and ssm are the state, see reference."""
+
+    def __init__(
+        self, config: Mamba2Config, rows: int, vocabulary: int, like: Tensor, state_dtype: torch.dtype
+    ) -> None:
+        c, device = config, like.device
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(*shape, device=device, dtype=dtype)
+
+        self.residual = empty(rows, c.d_model)
+        self.proj = empty(rows, c.d_in_proj)
+        self.gated = empty(rows, c.d_inner, dtype=like.dtype)
+        self.logits = empty(rows, vocabulary)
+        self.ring = empty(c.n_layer, rows, c.d_conv, c.conv_dim, dtype=like.dtype)
+        self.ssm = empty(c.n_layer, rows, c.nheads, c.headdim, c.d_state, dtype=state_dtype)
+        self.position = empty(rows, dtype=torch.int64)
+        self.busy = False  # a decoding that has not ended works in it
+
+    def new_state(self) -> InferenceState:
+        """A state before the first token for a prefill of all rows; its ssm is this memory's own."""
+        self.ssm.zero_()
+        n_layer, rows, k, c = self.ring.shape
+        return InferenceState(self.ring.new_zeros(n_layer, rows, k - 1, c), self.ssm)
+
+    def spread(self, other: "StepMemory", rows: Tensor) -> None:
+        """State and scores out of another memory: its row rows[i] (of len(rows)) becomes row i."""
+        for mine, theirs in ((self.ring, other.ring), (self.ssm, other.ssm)):
+            torch.index_select(theirs, 1, rows, out=mine)
+        self.position.copy_(other.position[rows])
+        self.logits.copy_(other.logits[rows])
+
+    def take(self, state: InferenceState) -> None:
+        """Go on where a prefill ended; its ssm may be this memory's own."""
+        k = self.ring.shape[2]
+        for i in range(k - 1):
+            # time position - (k - 1) + i
+            self.ring[:, :, (state.position + 1 + i) % k] = state.conv[:, :, i]
+        if state.ssm is not self.ssm:
+            self.ssm.copy_(state.ssm)
+        self.position.fill_(state.position - 1)
+
+
+class Stepper:
+    """The layers and head of one merged model."""
+
+    def __init__(self, model: OmniMamba, task: Task, kernels: StepKernels) -> None:
+        self.config = model.config.backbone
+        self.kernels = kernels
+        self.layers = [_layer(block) for block in model.layers]
+        norm = model.norm_f.weight
+        narrow = model.narrow_heads[task] if task in model.narrow_heads else None  # noqa: SIM401 (a ModuleDict has no get)
+        self.head = Product(norm, model.head(task).detach(), None) if narrow is None else Product.of(norm, narrow)
+
+    def step(self, memory: StepMemory) -> None:
+        """residual (one embedded token a row) to logits; the state advances."""
+        m, groups = memory, self.config.ngroups
+        for i, layer in enumerate(self.layers):
+            self._product(m.residual, layer.into, m.proj, first=i == 0)
+            tensors = (layer.conv, layer.bias, layer.dt_bias, layer.A_log, layer.D)
+            self.kernels.mixer_step(m.proj, m.ring[i], m.ssm[i], m.position, *tensors, m.gated, groups=groups)
+            self._product(m.gated, layer.out, m.residual, add=True)
+        self._product(m.residual, self.head, m.logits)
+
+    def read(self, x: Tensor, memory: StepMemory) -> None:
+        """Embedded prefixes with their places, x (rows l d), to the state after them and logits, all in memory.
+
+        What memory held before is gone. Needs the kernels' `reading`.
+        """
+        m, eps, groups, ops = memory, self.config.norm_eps, self.config.ngroups, self.kernels.reading
+        assert ops is not None
+        m.ring.zero_()  # of the times before a short prefix
+        residual, y = x.float(), None
+        for i, layer in enumerate(self.layers):
+            normed = ops.add_norm(residual, y, layer.into.norm, eps)
+            zxBCdt = scaled_linear(normed, layer.into.weight, layer.into.scale)
+            xBC, dt = ops.conv_dt(zxBCdt, layer.conv, layer.bias, layer.dt_bias, m.ring[i])
+            y = ops.scan(xBC, dt, layer.A_log, layer.D, m.ssm[i], groups=groups)
+            y = ops.gate_norm(y, zxBCdt, layer.out.norm, eps)
+            y = scaled_linear(y, layer.out.weight, layer.out.scale)
+        assert y is not None
+        m.residual.copy_(residual[:, -1] + y[:, -1])
+        self._product(m.residual, self.head, m.logits, first=True)
+        m.position.fill_(x.shape[1] - 1)
+
+    def _product(self, x: Tensor, p: Product, out: Tensor, *, add: bool = False, first: bool = False) -> None:
+        eps = self.config.norm_eps
+        self.kernels.normed_product(x, p.norm, eps, p.weight, p.scale, out, add=add, first=first)
+
+
+def _layer(block: nn.Module) -> StepLayer:
+    mixer = block.mixer
+    return StepLayer(
+        into=Product.of(block.norm.weight, mixer.in_proj),
+        conv=mixer.conv1d.weight.detach()[:, 0].t().contiguous(),
+        bias=mixer.conv1d.bias.detach(),
+        dt_bias=mixer.dt_bias.detach(),
+        A_log=mixer.A_log.detach(),
+        D=mixer.D.detach(),
+        out=Product.of(mixer.norm.weight, mixer.out_proj),
+    )
+
+
+def embedding_tables(model: OmniMamba, task: Task, *, piece: int = 2048) -> tuple[Tensor, Tensor]:
+    """(table (v d), places (positions d)): what a written token is read as.
+
+    Of image codes every entry goes through its MLP once, here, instead of once a step.
+    """
+    if task == "mmu":
+        return model.text_embedding.weight.detach(), model.mmu_positions.detach()
+    entries = model.image_embedding.weight.detach()
+    with torch.inference_mode():
+        # piece by piece: the MLP's hidden layer is four times as wide
+        return torch.cat([model.image_mlp(part) for part in entries.split(piece)]), model.t2i_positions.detach()

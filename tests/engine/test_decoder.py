@@ -1,0 +1,362 @@
+"""The recorded step: on a CPU the same code without recording, held to the plain loops; on a GPU as users have it."""
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import omnimamba_cli as om
+from omnimamba_cli.config import SamplingConfig, Task
+from omnimamba_cli.engine import decode, decoder
+from omnimamba_cli.engine.decoder import Decoder, decoder_for
+from omnimamba_cli.engine.runtime import check_quantization
+from omnimamba_cli.errors import DeviceError, InputError
+from omnimamba_cli.model.lora import merged
+from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.quantized import QUANTIZATIONS, QuantizedLinear, quantize
+from omnimamba_cli.model.stepping import StepMemory, Stepper, embedding_tables
+from omnimamba_cli.ops import registry
+from omnimamba_cli.ops.step import StepKernels
+from tests.cases import small
+from tests.engine.test_decode import END, GREEDY, SAMPLED, STEPS, captions, prefix, text
+from tests.numerics import assert_close, relative_error
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CONFIGS = {
+    "greedy": GREEDY,
+    "top-k": SAMPLED,
+    "min-p": SamplingConfig(temperature=1.5, min_p=0.02),
+    "penalty": replace(GREEDY, repetition_penalty=1.5),
+    "all": SamplingConfig(temperature=1.2, top_k=25, top_p=0.9, min_p=0.01, repetition_penalty=1.2),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> OmniMamba:
+    """Its end-of-text is likely enough that rows end at different steps."""
+    result = small.model()
+    result.text_embedding.weight.data[END] *= 2.5
+    return result
+
+
+@pytest.fixture(scope="module")
+def mmu(model: OmniMamba) -> OmniMamba:
+    return merged(model, "mmu")
+
+
+@pytest.fixture(scope="module")
+def t2i(model: OmniMamba) -> OmniMamba:
+    return merged(model, "t2i")
+
+
+def written(steps: Iterator[list[tuple[int, int]]], rows: int) -> list[list[int]]:
+    result: list[list[int]] = [[] for _ in range(rows)]
+    for step in steps:
+        for row, token in step:
+            result[row].append(token)
+    return result
+
+
+def fast_text(d: Decoder, m: OmniMamba, x: Tensor, config: SamplingConfig, steps: int = STEPS) -> list[list[int]]:
+    with torch.inference_mode():
+        return written(d.text(m, x, config, steps=steps, seeds=list(range(len(x)))), len(x))
+
+
+# the decoder's logic, without recording
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_text_is_that_of_the_plain_loop(mmu: OmniMamba, config: SamplingConfig) -> None:
+    want = text(mmu, prefix(), config, list(range(6)))
+    d = Decoder(mmu, "mmu", StepKernels())
+    assert fast_text(d, mmu, prefix(), config) == want
+    assert fast_text(d, mmu, prefix(), config) == want, "nothing of the first time is left over"
+    assert len({len(row) for row in want}) > 1 or config.temperature == 0, "rows end at different steps"
+
+
+def test_steps_are_a_limit(mmu: OmniMamba) -> None:
+    d = Decoder(mmu, "mmu", StepKernels())
+    whole = fast_text(d, mmu, prefix(), SAMPLED)
+    for steps in (1, 2, decoder.CHUNK + 1, decoder.CHUNK + 2):
+        assert fast_text(d, mmu, prefix(), SAMPLED, steps) == [row[:steps] for row in whole]
+
+
+def test_a_full_ring_begins_again(mmu: OmniMamba, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = text(mmu, prefix(), SAMPLED, list(range(6)))
+    monkeypatch.setattr(decoder, "RING", 6)
+    assert fast_text(Decoder(mmu, "mmu", StepKernels()), mmu, prefix(), SAMPLED) == want
+
+
+def test_at_most_eight_steps_are_done_in_vain(mmu: OmniMamba, monkeypatch: pytest.MonkeyPatch) -> None:
+    d = Decoder(mmu, "mmu", StepKernels())
+    done: list[int] = []
+    real = d.stepper.step
+    monkeypatch.setattr(d.stepper, "step", lambda memory: done.append(1) or real(memory))
+    rows = fast_text(d, mmu, prefix(), SAMPLED)
+    longest = max(len(row) for row in rows)
+    assert longest < STEPS
+    assert longest - 1 <= sum(done) <= longest - 1 + 2 * decoder.CHUNK
+
+
+def test_two_texts_at_once_do_not_mix(mmu: OmniMamba) -> None:
+    d = Decoder(mmu, "mmu", StepKernels())
+    x = prefix(), prefix().flip(0)
+    alone = [fast_text(d, mmu, one, SAMPLED) for one in x]
+    with torch.inference_mode():
+        streams = [d.text(mmu, one, SAMPLED, steps=STEPS, seeds=list(range(6))) for one in x]
+        pairs = list(zip_longest(*streams, fillvalue=[]))
+    assert [written(iter([pair[i] for pair in pairs]), 6) for i in range(2)] == alone
+    assert fast_text(d, mmu, x[0], SAMPLED) == alone[0]
+
+
+def test_settings_have_steps_of_their_own_and_rows_share_memory(mmu: OmniMamba) -> None:
+    d = Decoder(mmu, "mmu", StepKernels())
+    keys = [d.rule(config) for config in CONFIGS.values()]
+    programs = [d.program(2, rule, decoder.RING) for rule in keys]
+    assert len({id(p) for p in programs}) == len(CONFIGS)
+    assert len({id(p.memory) for p in programs}) == 1
+    assert d.program(2, keys[-1], decoder.RING) is programs[-1]
+    assert d.program(3, keys[-1], decoder.RING).memory is not programs[-1].memory
+    assert d.program(2, keys[-1], decoder.RING) is not programs[-1], "memory of other rows is given up"
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("config", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
+def test_pictures_are_those_of_the_plain_loop(t2i: OmniMamba, config: SamplingConfig, guidance: float) -> None:
+    config = replace(config, guidance=guidance)
+    ids = captions([1, 2, 3], [4], [], []) if guidance != 1 else captions([1, 2, 3], [4])
+    want = decode.decode_image(t2i, ids, config, seeds=[3, 4])
+    d = Decoder(t2i, "t2i", StepKernels())
+    with torch.inference_mode():
+        assert torch.equal(d.image(t2i, ids, config, seeds=[3, 4]), want)
+        assert torch.equal(d.image(t2i, ids, config, seeds=[3, 4]), want)
+        several = d.image(t2i, ids, config, seeds=[3, 4, 5, 6], copies=2)
+    assert torch.equal(several, decode.decode_image(t2i, ids, config, seeds=[3, 4, 5, 6], copies=2))
+
+
+def test_the_state_after_steps_is_that_of_a_prefill(mmu: OmniMamba) -> None:
+    x = prefix(rows=3, length=11)
+    with torch.inference_mode():
+        stepper = Stepper(mmu, "mmu", StepKernels())
+        memory = StepMemory(mmu.config.backbone, 3, len(mmu.text_embedding.weight), x, torch.float32)
+        state = mmu.new_state(3)
+        mmu(x[:, :4], "mmu", state)
+        memory.take(state)
+        for i in range(4, 11):
+            memory.position += 1
+            memory.residual.copy_(x[:, i] + mmu.mmu_positions[i])
+            stepper.step(memory)
+        whole = mmu.new_state(3)
+        want = mmu.logits(mmu(x, "mmu", whole)[:, -1], "mmu")
+    assert_close("ssm", whole.ssm, memory.ssm, 1e-5)
+    assert_close("logits", want, memory.logits, 1e-5)
+    k = memory.ring.shape[2]
+    for back in range(1, k):
+        assert_close("conv", whole.conv[:, :, -back], memory.ring[:, :, (11 - back) % k], 1e-5)
+
+
+def test_what_is_past_the_table_is_refused_before_it_starts(mmu: OmniMamba) -> None:
+    room = small.CONFIG.mmu_positions - 9
+    d = Decoder(mmu, "mmu", StepKernels())
+    assert fast_text(d, mmu, prefix(), GREEDY, room + 1)
+    with pytest.raises(InputError, match=f"{small.CONFIG.mmu_positions + 1} tokens are past"):
+        fast_text(d, mmu, prefix(), GREEDY, room + 2)
+
+
+def test_a_decoder_does_not_keep_its_model() -> None:
+    m = merged(small.model(), "mmu")
+    d, gone = Decoder(m, "mmu", StepKernels()), weakref.ref(m)
+    with torch.inference_mode():
+        d.read(m, prefix(2), d.program(2, d.rule(GREEDY), 8).memory)
+    del m
+    gc.collect()
+    assert gone() is None
+
+
+def test_codes_are_embedded_once_for_all_steps(t2i: OmniMamba) -> None:
+    table, _ = embedding_tables(t2i, "t2i", piece=7)
+    codes = torch.arange(len(table))
+    with torch.inference_mode():
+        assert_close("table", t2i.embed_codes(codes[:5][:, None])[:, 0], table[:5], 1e-6)
+        assert_close("table", t2i.embed_codes(codes[-3:][:, None])[:, 0], table[-3:], 1e-6)
+
+
+def test_without_a_gpu_or_unmerged_the_plain_loops_run(model: OmniMamba, mmu: OmniMamba) -> None:
+    assert decoder_for(mmu, "mmu") is None
+    assert decoder_for(model, "mmu") is None
+
+
+INTERPRETED = """
+from dataclasses import replace
+import torch
+from omnimamba_cli.engine import decode
+from omnimamba_cli.engine.decoder import Decoder
+from omnimamba_cli.model.lora import merged
+from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.ops import triton_draw, triton_prefill, triton_step
+from omnimamba_cli.ops.step import StepKernels
+from tests.cases import small
+from tests.engine.test_decode import captions, text
+from tests.engine.test_decoder import CONFIGS, fast_text
+torch.manual_seed(0)
+c = small.CONFIG
+c = replace(c, backbone=replace(c.backbone, d_model=32, n_layer=1), vq=replace(c.vq, image_size=4))
+model = OmniMamba(c).eval()
+kernels = StepKernels(triton_step, triton_draw, triton_prefill)
+mmu, t2i = merged(model, "mmu"), merged(model, "t2i")
+d = Decoder(mmu, "mmu", kernels)
+for name, rows, times in (("penalty", 2, 3), ("all", 1, 1)):  # the prefix is read plainly, recorded, repeated
+    x = torch.randn(rows, 5, 32)
+    want = text(mmu, x, CONFIGS[name], list(range(rows)), steps=3)
+    for _ in range(times):
+        assert fast_text(d, mmu, x, CONFIGS[name], 3) == want, name
+config = replace(CONFIGS["min-p"], guidance=2.5)
+ids = captions([1, 2, 3], [])
+with torch.inference_mode():
+    got = Decoder(t2i, "t2i", kernels).image(t2i, ids, config, seeds=[3, 4], copies=2)
+assert torch.equal(got, decode.decode_image(t2i, ids, config, seeds=[3, 4], copies=2))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is a Linux package")
+def test_decoding_on_interpreted_kernels_is_that_of_the_plain_loop() -> None:
+    pytest.importorskip("triton")
+    # a process of its own: Triton reads the variable when it is imported
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# narrow weights
+
+
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+def test_narrow_weights_change_little_and_both_ways_agree(model: OmniMamba, kind: str) -> None:
+    x = prefix()
+    wide = merged(model, "mmu")
+    narrow = quantize(merged(model, "mmu"), "mmu", kind)
+    with torch.inference_mode():
+        want, got = (m.logits(m(x, "mmu"), "mmu") for m in (wide, narrow))
+    # a weight's error is 1/254 of its row's largest, or 1/16 of itself
+    assert 0 < relative_error(want, got) < {"int8": 0.02, "fp8": 0.08}[kind]
+    plain = text(narrow, x, SAMPLED, list(range(6)))
+    assert fast_text(Decoder(narrow, "mmu", StepKernels()), narrow, x, SAMPLED) == plain
+
+
+def test_a_quantized_model_refuses_the_other_task(model: OmniMamba) -> None:
+    narrow = quantize(merged(model, "mmu"), "mmu", "int8")
+    with pytest.raises(ValueError, match="quantized for 'mmu'"):
+        narrow(prefix(), "t2i")
+
+
+def test_rows_of_zeros_stay_zero() -> None:
+    linear = QuantizedLinear(torch.zeros(3, 8), "fp8")
+    assert torch.equal(linear(torch.ones(2, 8)), torch.zeros(2, 3))
+
+
+def test_quantization_is_for_cuda() -> None:
+    with pytest.raises(DeviceError, match="CUDA alone"):
+        check_quantization("int8", torch.device("cpu"))
+    with pytest.raises(DeviceError, match="'int4' is no quantization"):
+        check_quantization("int4", torch.device("cpu"))
+
+
+# on a GPU
+
+
+def gpu_model(task: Task = "mmu") -> OmniMamba:
+    """Widths at which every kernel has its usual form, merged for a task, on the GPU."""
+    backbone = replace(small.CONFIG.backbone, d_model=256, d_conv=4, headdim=64, d_state=128, ngroups=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        result = OmniMamba(replace(small.CONFIG, backbone=backbone)).eval()
+        for table in (result.text_embedding.weight, result.image_embedding.weight):
+            table.data.normal_()
+    return merged(result.cuda(), task)
+
+
+def plain_text(model: OmniMamba, x: Tensor, config: SamplingConfig, steps: int) -> list[list[int]]:
+    """What the plain loop with plain kernels writes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(registry.ENVIRONMENT, "torch")
+        return written(decode.decode_text(model, x, config, steps=steps, seeds=list(range(len(x)))), len(x))
+
+
+def gpu_prefix(rows: int, length: int = 9) -> Tensor:
+    return torch.randn(rows, length, 256, generator=torch.Generator().manual_seed(5)).cuda()
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_recorded_text_is_that_of_the_plain_loop_on_a_gpu(config: SamplingConfig, rows: int) -> None:
+    m, x, seeds = gpu_model(), gpu_prefix(rows), list(range(rows))
+    fast = [written(decode.decode_text(m, x, config, steps=40, seeds=seeds), rows) for _ in range(3)]
+    assert fast == [plain_text(m, x, config, 40)] * 3
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("config", [SAMPLED, GREEDY, SamplingConfig(temperature=1.0)], ids=["top-k", "greedy", "all"])
+def test_recorded_pictures_are_those_of_the_plain_loop_on_a_gpu(
+    config: SamplingConfig, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, guidance=guidance)
+    m = gpu_model("t2i")
+    ids = (captions([1, 2, 3], [4], [], []) if guidance != 1 else captions([1, 2, 3], [4])).cuda()
+    fast = [decode.decode_image(m, ids, config, seeds=[3, 4]) for _ in range(3)]
+    monkeypatch.setenv(registry.ENVIRONMENT, "torch")
+    plain = decode.decode_image(m, ids, config, seeds=[3, 4])
+    assert all(torch.equal(codes, plain) for codes in fast)
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
+@pytest.mark.parametrize("rows", [1, 3, 17, 70])
+def test_bfloat16_logits_of_a_step_on_a_gpu(rows: int, kind: str | None) -> None:
+    if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this chip has no 8-bit floats")
+    m = gpu_model().bfloat16()
+    if kind:
+        quantize(m, "mmu", kind)  # type: ignore[arg-type]  # one of the two
+    x = gpu_prefix(rows, 12).bfloat16()
+    with torch.inference_mode():
+        stepper = Stepper(m, "mmu", registry.step_kernels(m.norm_f.weight))
+        memory = StepMemory(m.config.backbone, rows, len(m.text_embedding.weight), x, torch.float32)
+        state = m.new_state(rows)
+        m(x[:, :-1], "mmu", state)
+        memory.take(state)
+        memory.position += 1
+        memory.residual.copy_(x[:, -1] + m.mmu_positions[11])
+        stepper.step(memory)
+        want = m.logits(m(x, "mmu")[:, -1], "mmu").float()
+    assert_close("logits", want, memory.logits, 1e-2)
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_session_on_a_gpu_answers_and_draws(tiny_model: Path, quantize: str | None) -> None:
+    session = om.load(tiny_model, device="cuda", quantize=quantize)  # type: ignore[arg-type]  # one of the two
+    pictures = session.generate("a fox", n=3, seed=0)
+    assert [p.tobytes() for p in pictures] == [p.tobytes() for p in session.generate("a fox", n=3, seed=0)]
+    settings = SamplingConfig(temperature=1.0, max_new_tokens=12)
+    answers = session.captions(pictures, sampling=settings, seed=3)
+    streamed = list(session.stream_caption(pictures[0], sampling=settings, seed=3))
+    assert streamed[-1].finished
+    assert 0 < answers[0].tokens <= 12
+    assert decoder_for(session.for_task("mmu"), "mmu") is not None
+    # what both tasks have in common is there once
+    assert session.for_task("mmu").norm_f.weight.data_ptr() == session.for_task("t2i").norm_f.weight.data_ptr()

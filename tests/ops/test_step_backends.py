@@ -1,0 +1,350 @@
+"""Kernels of a decoding step against the reference: on a GPU, or interpreted without one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnimamba_cli.config import SamplingConfig
+from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition
+from omnimamba_cli.ops import reference, registry
+from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, advance, uniform_now
+from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan, ScanPlan
+from tests.numerics import assert_close
+
+# float32: sums in another order; half precision: 11 and 8 bits of mantissa in what is multiplied
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 6e-3}
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+VECTOR = ProductPlan("vector", rows=4)
+TILE = ProductPlan("tile", rows=32, columns=32, stages=2)
+
+
+def normal(rng: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=rng)
+
+
+def narrow(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Weights (r c) as one byte each with a scale for each row."""
+    largest = {"int8": 127.0, "fp8": 448.0}[kind]
+    scale = weight.abs().amax(1) / largest
+    values = weight / scale[:, None]
+    return (values.round().to(torch.int8) if kind == "int8" else values.to(torch.float8_e4m3fn)), scale
+
+
+def compare_product(
+    device: str,
+    dtype: torch.dtype,
+    b: int,
+    rows: int,
+    c: int,
+    plan: ProductPlan,
+    *,
+    add: bool,
+    kind: str | None = None,
+    wide: bool = True,
+    pdl: bool = False,
+) -> None:
+    """One product; `wide`: x is float32, as the residual is."""
+    from omnimamba_cli.ops import triton_step
+
+    rng = torch.Generator().manual_seed(rows + b)
+    x, weight, norm = normal(rng, b, c), normal(rng, rows, c), 1 + 0.1 * normal(rng, c)
+    values, scale = (weight.to(dtype), None) if kind is None else narrow(weight, kind)
+    x = (3 * x).to(torch.float32 if wide else dtype)
+    norm, out = norm.to(dtype), normal(rng, b, rows)
+    want = out.clone().double() if add else torch.full((b, rows), torch.nan).double()
+    exact = [t.double() for t in (x, norm)]
+    reference.normed_product(*exact, 1e-5, values.double(), None if scale is None else scale.double(), want, add=add)
+    got = (out.clone() if add else torch.full((b, rows), torch.nan)).to(device)
+    moved = [t if t is None else t.to(device) for t in (x, norm, values, scale)]
+    triton_step.normed_product(moved[0], moved[1], 1e-5, moved[2], moved[3], got, add=add, plan=plan, pdl=pdl)
+    # on the matrix units x is rounded to the model's dtype, in registers it is not
+    assert_close(f"{plan.method} {kind} b {b}", want, got.cpu(), TOLERANCE[dtype])
+
+
+def mixer_inputs(
+    b: int, g: int, h: int, p: int, n: int, k: int, dtype: torch.dtype, state: torch.dtype
+) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(b * 10 + g)
+    e, c = h * p, h * p + 2 * g * n
+    return {
+        "proj": normal(rng, b, e + c + h),
+        "ring": normal(rng, b, k, c).to(dtype),
+        "ssm": normal(rng, b, h, p, n).to(state),
+        "position": torch.arange(b) * 3 + 5,
+        "conv": normal(rng, k, c).to(dtype),
+        "bias": normal(rng, c).to(dtype),
+        "dt_bias": normal(rng, h) - 4,  # small steps, where log(1 + u) is hard
+        "A_log": normal(rng, h),
+        "D": normal(rng, h),
+        "out": torch.full((b, e), torch.nan, dtype=dtype),
+    }
+
+
+def compare_mixer(
+    device: str,
+    dtype: torch.dtype,
+    b: int,
+    g: int,
+    *,
+    h: int = 4,
+    p: int = 8,
+    n: int = 16,
+    k: int = 4,
+    rows: int = 8,
+    state: torch.dtype = torch.float32,
+    pdl: bool = False,
+) -> None:
+    """Two steps one after the other, so that the ring is read where it was written."""
+    from omnimamba_cli.ops import triton_step
+
+    given = mixer_inputs(b, g, h, p, n, k, dtype, state)
+    want = {name: t.clone() for name, t in given.items()}
+    got = {name: t.to(device) for name, t in given.items()}
+    for turn in range(2):
+        for tensors in (want, got):
+            tensors["position"] += 1
+            tensors["proj"] += turn
+        reference.mixer_step(**want, groups=g)
+        triton_step.mixer_step(**got, groups=g, plan=MixerPlan(rows=rows), pdl=pdl)
+    # a narrow state is rounded twice, once in each step
+    tolerance = max(TOLERANCE[dtype], TOLERANCE[state])
+    for name in ("out", "ring", "ssm"):
+        assert_close(f"{name} b {b} g {g}", want[name], got[name].cpu(), tolerance)
+    assert got["out"].dtype == dtype
+
+
+RULES = [
+    DrawRule(0.0),
+    DrawRule(1.0),
+    DrawRule(0.7, min_p=0.05),
+    DrawRule(1.3, penalty=1.7),
+    DrawRule(0.0, penalty=5.0),
+    DrawRule(1.0, guidance=3.0),
+    DrawRule(0.0, guidance=1.5),
+]
+
+
+def draw_buffers(rule: DrawRule, b: int, v: int, d: int, *, steps: int = 4) -> DrawBuffers:
+    rng = torch.Generator().manual_seed(b)
+    rows = 2 * b if rule.guided else b
+    seen = (torch.rand(b, v, generator=rng) < 0.3).to(torch.int8) if rule.penalty != 1 else None
+    return DrawBuffers(
+        logits=3 * normal(rng, rows, v),
+        seen=seen,
+        uniform=torch.rand(steps, b, generator=rng, dtype=torch.float64),
+        tokens=torch.full((steps, b), -1),
+        count=torch.arange(b) % steps,
+        position=torch.arange(b).repeat(rows // b) + 2,
+        residual=torch.full((rows, d), torch.nan),
+    )
+
+
+def moved(buffers: DrawBuffers, device: str) -> DrawBuffers:
+    return DrawBuffers(*(None if t is None else t.clone().to(device) for t in vars(buffers).values()))
+
+
+def choice(t: DrawBuffers, rule: DrawRule) -> Tensor:
+    """What engine/sampling.py draws."""
+    scores = guided(t.logits, rule.guidance) if rule.guided else t.logits.clone()
+    scores[:, rule.limit :] = -torch.inf
+    if t.seen is not None:
+        scores = penalize_repetition(scores, t.seen.bool(), rule.penalty)
+    config = SamplingConfig(temperature=rule.temperature, min_p=rule.min_p)
+    return choose(scores, config, uniform_now(t) if rule.temperature > 0 else None)
+
+
+def compare_draw(device: str, rule: DrawRule, b: int, *, v: int = 70, limit: int = 61, d: int = 24) -> None:
+    from omnimamba_cli.ops import triton_draw
+
+    rule = DrawRule(**{**vars(rule), "limit": limit})
+    rng = torch.Generator().manual_seed(0)
+    table, places = normal(rng, v, d), normal(rng, 5, d)  # the rows run past the last place
+    want = draw_buffers(rule, b, v, d)
+    got = moved(want, device)
+    for turn in range(3):
+        advance(want, table, places, choice(want, rule))
+        triton_draw.draw(got, table.to(device), places.to(device), rule)
+        for name, tensor in vars(want).items():
+            other = getattr(got, name)
+            assert other is None or torch.equal(tensor, other.cpu()), f"{name} at turn {turn} under {rule}"
+    given = choice(want, rule)
+    advance(want, table, places, given)
+    triton_draw.draw(got, table.to(device), places.to(device), rule, given.to(device))
+    assert torch.equal(want.residual, got.residual.cpu())
+
+
+def compare_prefill(
+    device: str,
+    dtype: torch.dtype,
+    l: int,
+    g: int,
+    *,
+    b: int = 2,
+    h: int = 4,
+    p: int = 8,
+    n: int = 16,
+    k: int = 4,
+    plan: ScanPlan | None = None,
+    state: torch.dtype = torch.float32,
+) -> None:
+    """Each kernel of a prefix against the reference on the same inputs, outputs filled with NaN before."""
+    from omnimamba_cli.ops import triton_prefill
+
+    given = mixer_inputs(b, g, h, p, n, k, dtype, state)
+    rng = torch.Generator().manual_seed(l)
+    e, c = h * p, h * p + 2 * g * n
+    residual, y, norm = normal(rng, b, l, e), normal(rng, b, l, e).to(dtype), (1 + normal(rng, e) / 9).to(dtype)
+    wide = (residual + y.float()).double()
+    got_residual = residual.to(device)
+    normed = triton_prefill.add_norm(got_residual, y.to(device), norm.to(device), 1e-5)
+    tolerance = TOLERANCE[dtype]
+    assert_close("residual", wide, got_residual.cpu(), 1e-6)
+    assert_close("add_norm", reference.rms_norm(wide, norm.double(), 1e-5), normed.cpu(), tolerance)
+
+    zxBCdt = normal(rng, b, l, e + c + h).to(dtype)
+    z, inputs, raw = zxBCdt.double().split([e, c, h], dim=-1)
+    want, _ = reference.causal_conv(inputs, given["conv"].double().mT, given["bias"].double())
+    want_dt = torch.nn.functional.softplus(raw + given["dt_bias"].double())
+    ring = torch.full_like(given["ring"], torch.nan).to(device)
+    moved = [given[name].to(device) for name in ("conv", "bias", "dt_bias")]
+    xBC, dt = triton_prefill.conv_dt(zxBCdt.to(device), *moved, ring)
+    assert_close("convolution", want, xBC.cpu(), tolerance)
+    assert_close("dt", want_dt, dt.cpu(), 1e-5)
+    for back in range(1, min(k - 1, l) + 1):
+        assert torch.equal(ring[:, (l - back) % k].cpu(), zxBCdt[:, l - back, e : e + c])
+
+    exact = xBC.cpu().double()
+    x, B, C = exact[..., :e].unflatten(-1, (h, p)), *exact[..., e:].unflatten(-1, (2, g, n)).unbind(2)
+    A, D = -given["A_log"].double().exp(), given["D"].double()
+    want_y, last = reference.ssd_scan(x, dt.cpu().double(), A, B, C, D, chunk_size=32)
+    ssm = torch.full_like(given["ssm"], torch.nan).to(device)
+    out = triton_prefill.scan(xBC, dt, given["A_log"].to(device), given["D"].to(device), ssm, groups=g, plan=plan)
+    assert_close("scan", want_y.flatten(2), out.cpu(), 2 * tolerance)
+    assert_close("state", last, ssm.cpu(), 2 * max(tolerance, TOLERANCE[state]))
+    want = reference.gated_rms_norm(out.cpu().double(), z, norm.double(), 1e-5)
+    assert_close(
+        "gate_norm", want, triton_prefill.gate_norm(out, zxBCdt.to(device), norm.to(device), 1e-5).cpu(), tolerance
+    )
+
+
+# on a GPU
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("pdl", [False, True], ids=["apart", "chained"])
+@pytest.mark.parametrize("b", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_vector_products_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -> None:
+    pdl = pdl and torch.cuda.get_device_capability()[0] >= 9
+    for rows, c, add in ((8512, 2048, False), (2048, 4096, True), (61, 72, False)):
+        compare_product("cuda", dtype, b, rows, c, VECTOR, add=add, wide=not add, pdl=pdl)
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("b", [3, 17, 70])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_tile_products_on_a_gpu(dtype: torch.dtype, b: int) -> None:
+    for rows, c, add in ((8512, 2048, False), (2048, 4096, True), (61, 72, False)):
+        compare_product("cuda", dtype, b, rows, c, TILE, add=add, wide=not add)
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize(("b", "plan"), [(1, VECTOR), (2, VECTOR), (17, TILE)])
+def test_narrow_weights_on_a_gpu(b: int, plan: ProductPlan, kind: str) -> None:
+    if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this chip has no 8-bit floats")
+    for rows, c, add in ((8512, 2048, False), (2048, 4096, True)):
+        compare_product("cuda", torch.bfloat16, b, rows, c, plan, add=add, kind=kind, wide=not add)
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("state", [torch.float32, torch.float16])
+@pytest.mark.parametrize("g", [1, 2])
+@pytest.mark.parametrize("b", [1, 3, 17])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_mixer_step_on_a_gpu(dtype: torch.dtype, b: int, g: int, state: torch.dtype) -> None:
+    compare_mixer("cuda", dtype, b, g, state=state)
+    compare_mixer("cuda", dtype, b, g, h=64, p=64, n=128, rows=16, state=state)
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_draws_on_a_gpu(rule: DrawRule) -> None:
+    compare_draw("cuda", rule, 3)
+    compare_draw("cuda", rule, 2, v=50_288, limit=50_277, d=2048)
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("l", [1, 2, 3, 63, 64, 65, 200, 760])
+@pytest.mark.parametrize("g", [1, 2])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_prefill_kernels_on_a_gpu(dtype: torch.dtype, g: int, l: int) -> None:
+    compare_prefill("cuda", dtype, l, g)
+    compare_prefill("cuda", dtype, l, g, h=4, p=64, n=128, state=torch.float16)
+
+
+# without one
+
+INTERPRETED = """
+import torch
+from omnimamba_cli.ops.step_plans import ScanPlan
+from tests.ops.test_step_backends import RULES, TILE, VECTOR
+from tests.ops.test_step_backends import compare_draw, compare_mixer, compare_prefill, compare_product
+f32, f16 = torch.float32, torch.float16
+for b, rows, c, plan in ((1, 13, 24, VECTOR), (3, 10, 40, VECTOR), (3, 37, 40, TILE), (17, 33, 72, TILE)):
+    compare_product("cpu", f32, b, rows, c, plan, add=b == 3)
+    compare_product("cpu", f16, b, rows, c, plan, add=b != 3, wide=False)
+    compare_product("cpu", f32, b, rows, c, plan, add=False, kind="int8")
+for b, g in ((1, 1), (3, 2), (17, 1)):
+    compare_mixer("cpu", f32, b, g)
+compare_mixer("cpu", f32, 2, 2, p=12, n=10, k=3)
+compare_mixer("cpu", f16, 1, 1, state=f16)
+compare_prefill("cpu", f32, 1, 1)
+compare_prefill("cpu", f32, 2, 2, b=1)
+compare_prefill("cpu", f32, 70, 2, plan=ScanPlan(chunk=16, warps=4, segments=3))
+compare_prefill("cpu", f16, 50, 1, plan=ScanPlan(chunk=16, warps=4, segments=8), state=f16)
+for rule in RULES:
+    compare_draw("cpu", rule, 3)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is a Linux package")
+def test_step_kernels_interpreted_on_the_cpu() -> None:
+    pytest.importorskip("triton")
+    # a process of its own: Triton reads the variable when it is imported
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_on_a_cpu_a_step_is_plain_pytorch_and_the_report_says_why() -> None:
+    kernels = registry.step_kernels(torch.empty(0))
+    assert kernels.name == "torch"
+    assert not kernels.pdl
+    rows = [
+        r for r in registry.report(torch.device("cpu")) if r.op in ("normed_product", "mixer_step", "draw", "prefill")
+    ]
+    assert {r.op for r in rows if r.backend == "torch" and r.chosen} == {
+        "normed_product",
+        "mixer_step",
+        "draw",
+        "prefill",
+    }
+    assert all("CUDA" in r.reason for r in rows if r.backend == "triton")
+
+
+def test_insisting_on_step_kernels_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(registry.ENVIRONMENT, "triton")
+    with pytest.raises(registry.DeviceError, match="needs a CUDA device"):
+        registry.step_kernels(torch.empty(0))
