@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "Draw pictures from words."),
     "convert": ("convert", "Make a model directory from published checkpoint files."),
     "doctor": ("doctor", "Show versions, devices, kernels and installed models."),
+    "bench": ("bench", "Measure speed and memory, beside Transformers and the hardware's limits."),
+    "benchmark": ("bench", "The same as bench."),
     "eval": ("eval", "Measure how well a model names and draws."),
     "train-tokenizer": ("train_tokenizer", "Train a text tokenizer (BPE) or an image tokenizer (VQ)."),
     "tokenize": ("tokenize", "Turn pictures with captions into training tokens."),

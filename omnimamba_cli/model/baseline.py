@@ -58,6 +58,11 @@ class TransformerConfig:
         return self.layer_weights + self.d_model * self.vocab_size
 
     @property
+    def weights(self) -> int:
+        """Weights of all matrices."""
+        return self.step_weights + (0 if self.tied else self.d_model * self.vocab_size)
+
+    @property
     def kv_values(self) -> int:
         """Keys and values kept for a token."""
         return 2 * self.n_layer * self.n_kv_head * self.head_dim

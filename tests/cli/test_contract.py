@@ -16,6 +16,7 @@ FLAGS = {
     "--metadata --no-metadata",
     "convert": "--dtype --preset --force",
     "doctor": "",
+    "bench": f"{MODEL} --seq-len --task --batch --baseline --full --seconds --plot --force",
 }
 
 

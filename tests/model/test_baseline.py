@@ -103,8 +103,10 @@ def test_several_tokens_after_others_need_a_mask() -> None:
 @CONFIGS
 def test_the_weights_counted_are_the_weights_there_are(config: TransformerConfig) -> None:
     net = model(config)
-    matrices = sum(p.numel() for n, p in net.named_parameters() if p.ndim > 1 and not n.startswith("embedding"))
-    assert config.step_weights == matrices + (config.d_model * config.vocab_size if config.tied else 0)
+    matrices = {n: p.numel() for n, p in net.named_parameters() if p.ndim > 1}
+    assert config.weights == sum(matrices.values())
+    read = sum(n for name, n in matrices.items() if name != "embedding.weight" or config.tied)
+    assert config.step_weights == read
 
 
 def test_keys_and_values_counted_are_those_of_the_cache() -> None:
