@@ -10,7 +10,7 @@ NEAR = 0.1  # a length or time measured within a tenth of the paper's stands for
 
 # seconds for so many tokens of text
 PAPER_SECONDS: Mapping[str, Mapping[int, float]] = {
-    "omnimamba": {4_000: 16.6, 16_000: 66.0, 100_000: 410.0},
+    "omnimamba-1.3b": {4_000: 16.6, 16_000: 66.0, 100_000: 410.0},
     "show-o": {4_000: 341.0, 16_000: 7_940.0},
     "janusflow": {4_000: 79.0, 16_000: 270.0, 100_000: 4_180.0},
 }

@@ -143,7 +143,6 @@ def _text_row(
     rate, end = cell.machine.read_bytes_per_s, cell.prefix + cell.seq_len - 1
     weights, context = system.step_bytes("text", end)
     middle = sum(system.step_bytes("text", cell.prefix + cell.seq_len // 2))  # linear: the middle is the mean
-    paper = "omnimamba" if isinstance(system, OmniMambaSystem) else system.name
     steps = samples[-1].timing if samples else None
     if method == "full":
         steps = Timing(tuple(s.timing.median for s in samples), 0.0)
@@ -161,7 +160,7 @@ def _text_row(
         context_bytes=context,
         memory=memory,
         notes=tuple(notes),
-        paper_s=paper_seconds(paper, cell.seq_len),
+        paper_s=paper_seconds(system.name, cell.seq_len),
     )
 
 
