@@ -89,7 +89,7 @@ def _read_rate(device: torch.device) -> float:
 
 def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large square matrix product."""
-    side = 8192 if device.type == "cuda" else 1024
+    side = 8192 if device.type == "cuda" else 512
     a = torch.ones(side, side, device=device, dtype=dtype)
     torch.mm(a, a)
     return float(2 * side**3 / min(seconds_of(lambda: torch.mm(a, a), device) for _ in range(3)))

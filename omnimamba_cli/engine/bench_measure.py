@@ -58,6 +58,18 @@ def blank(system: System, cell: Cell, method: Method) -> partial[Row]:
     )
 
 
+def reading_s(system: System, cell: Cell, length: int | None = None) -> float:
+    """About what reading a prefix takes, by its operations; nothing can stop it once it runs."""
+    return system.flops(length or cell.prefix) / cell.machine.flops_per_s
+
+
+def skipped(system: System, cell: Cell, length: int) -> Row:
+    """The row of what would take longer than there is time for."""
+    needed = reading_s(system, cell, length)
+    why = f"no time: reading {length:,} tokens takes about {needed:.0f} s, {cell.budget_s:.0f} s were left for it"
+    return blank(system, cell, "failed")(error=why)
+
+
 def peak(readings: list[Memory]) -> Memory:
     """The highest of each kind."""
 
@@ -77,6 +89,8 @@ def peak(readings: list[Memory]) -> Memory:
 def _text(system: System, cell: Cell) -> Row:
     device, meter = cell.machine.device, MemoryMeter(cell.machine.device)
     begun = time.perf_counter()
+    if reading_s(system, cell) > cell.budget_s:
+        return skipped(system, cell, cell.prefix)
     meter.reset()
     ttft = time_whole(lambda: system.first_token(cell.prefix), device, cell.budget_s / 4)
     readings = [meter.read()]
@@ -168,6 +182,8 @@ def _text_row(
 
 
 def _prefill(system: System, cell: Cell) -> Row:
+    if reading_s(system, cell, cell.seq_len) > cell.budget_s:
+        return skipped(system, cell, cell.seq_len)
     meter = MemoryMeter(cell.machine.device)
     meter.reset()
     timing = time_whole(lambda: system.first_token(cell.seq_len), cell.machine.device, cell.budget_s)

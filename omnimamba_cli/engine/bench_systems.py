@@ -116,7 +116,9 @@ def load_ours(name: str, device: str, dtype: str, task: str, positions: int) -> 
         place, _ = runtime.pick_device(device)
         config = PRESETS[name]
         kind, _ = runtime.pick_dtype(dtype, place, config)
-        model = random_module(lambda: OmniMamba(config), place, torch.float32 if task == "train" else kind)
+        # folded in, a random pair is one more random matrix; in training it has its own work
+        bare = config if task == "train" else replace(config, backbone=replace(config.backbone, lora_rank=0))
+        model = random_module(lambda: OmniMamba(bare), place, torch.float32 if task == "train" else kind)
         model = model if task == "train" else merged(model, lora)
         notes.append("random weights")
         vq = random_module(lambda: VQModel(config.vq), place, torch.float32) if task == "image" else None
