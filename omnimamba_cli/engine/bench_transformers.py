@@ -14,6 +14,7 @@ from omnimamba_cli.engine.bench_machine import fill_random, seconds_of
 from omnimamba_cli.engine.bench_opponents import Opponent
 from omnimamba_cli.engine.bench_systems import random_ids, random_module
 from omnimamba_cli.model.baseline import FixedCache, GrowingCache, Transformer
+from omnimamba_cli.model.packed import pack_linears
 
 BACKENDS = (
     SDPBackend.FLASH_ATTENTION,
@@ -38,6 +39,8 @@ class TransformerSystem:
             config = replace(config, vocab_size=picture.vocab_size or 1024, tied=False)
         self.config = config
         self.net = random_module(lambda: Transformer(config), device, torch.float32 if task == "train" else dtype)
+        if task != "train":
+            self.net = pack_linears(self.net)  # what helps us helps them
         self.attention = "torch"
 
     def what(self, task: str) -> str:

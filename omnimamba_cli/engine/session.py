@@ -20,6 +20,7 @@ from omnimamba_cli.engine.checkpoint import load_directory
 from omnimamba_cli.errors import CheckpointError, InputError
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.packed import pack_for_task, pack_linears
 from omnimamba_cli.model.vq import VQModel
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Session:
         """The image encoders. Raises CheckpointError when the directory has none."""
         towers = load_directory(self.directory, device=self.device, dtype=self.dtype, parts=("vision",)).towers
         assert towers is not None
-        return towers
+        return pack_linears(towers)
 
     @cached_property
     def vq(self) -> VQModel:
@@ -111,7 +112,7 @@ class Session:
     def for_task(self, task: Task) -> OmniMamba:
         """The model with one task's LoRA folded in."""
         if task not in self._merged:
-            self._merged[task] = merged(self.model, task)
+            self._merged[task] = pack_for_task(merged(self.model, task), task)
         return self._merged[task]
 
     # understanding

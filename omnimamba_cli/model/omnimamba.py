@@ -41,6 +41,7 @@ class OmniMamba(nn.Module):
         self.projector = _mlp([v, config.projector_mult * v, d, d]) if v else nn.Sequential()
         self.layers = nn.ModuleList(Block(config.backbone) for _ in range(config.backbone.n_layer))
         self.norm_f = RMSNorm(d, config.backbone.norm_eps)
+        self.narrow_heads = nn.ModuleDict()  # task -> a head of its own for inference, see packed
         for table in (self.text_embedding.weight, self.image_embedding.weight, self.t2i_positions, self.mmu_positions):
             nn.init.normal_(table, std=0.02)
 
@@ -105,5 +106,10 @@ class OmniMamba(nn.Module):
 
     def logits(self, hidden: Tensor, task: Task) -> Tensor:
         """Hidden states (... d) to scores over the task's vocabulary (... v); heads are tied to the embeddings."""
-        head = self.text_embedding if task == "mmu" else self.image_embedding
-        return F.linear(hidden, head.weight)
+        if task in self.narrow_heads:
+            return self.narrow_heads[task](hidden)
+        return F.linear(hidden, self.head(task))
+
+    def head(self, task: Task) -> Tensor:
+        """A task's head (v d), which is its embedding."""
+        return self.text_embedding.weight if task == "mmu" else self.image_embedding.weight

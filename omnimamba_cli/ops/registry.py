@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.errors import DeviceError
-from omnimamba_cli.ops import mamba_ssm, reference
+from omnimamba_cli.ops import half_linear, mamba_ssm, reference
 
 ENVIRONMENT = "OMNIMAMBA_KERNELS"
 BACKENDS = ("auto", "torch", "triton", "mamba-ssm")
@@ -132,6 +132,20 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _fused(y).gated_rms_norm(y, z, weight, eps)  # type: ignore[no-any-return]
 
 
+def packs_linear(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether an inference copy's linear maps are packed; see half_linear."""
+    return requested() != "torch" and half_linear.refusal(device, dtype) is None
+
+
+def _linear_report(device: torch.device) -> list[KernelChoice]:
+    """Linear maps with 16-bit weights, see `report`."""
+    refusal = half_linear.refusal(device, torch.bfloat16)
+    used = packs_linear(device, torch.bfloat16)
+    why = refusal or ("16-bit weights, float32 sums" if used else f"{ENVIRONMENT}={requested()}")
+    rest = "for float32 weights; fbgemm is faster for 16 bits" if used else "works everywhere"
+    return [KernelChoice("linear", "fbgemm", used, why), KernelChoice("linear", "torch", not used, rest)]
+
+
 def report(device: torch.device) -> list[KernelChoice]:
     """Every operation's backends on a device, the chosen one marked, each with its reason."""
     backends = _scan_backends(torch.empty(1, 1, 1, 64, device=device), 128)
@@ -153,4 +167,4 @@ def report(device: torch.device) -> list[KernelChoice]:
         why = _triton_refusal(probe) or ("one pass over memory" if fused else f"{ENVIRONMENT}={requested()}")
         rows.append(KernelChoice(op, "triton", fused, why))
         rows.append(KernelChoice(op, "torch", not fused, "triton is faster here" if fused else "works everywhere"))
-    return [*rows, KernelChoice("ssd_step", "torch", True, "the only one so far")]
+    return [*rows, *_linear_report(device), KernelChoice("ssd_step", "torch", True, "the only one so far")]
