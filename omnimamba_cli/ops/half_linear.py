@@ -27,10 +27,12 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Packed:
     """Weights (o i) and bias (o) in FBGEMM's order. Raises ValueError for a weight that float16 cannot hold."""
-    wide = weight.detach().float()
-    if not bool(wide.abs().max() <= LARGEST):
-        raise ValueError(f"a weight is {float(wide.abs().max()):g}; float16 holds up to {LARGEST:g}")
-    return torch.ops.quantized.linear_prepack_fp16(wide, None if bias is None else bias.detach().float())
+    low, high = (float(v) for v in weight.detach().aminmax())
+    if not (low >= -LARGEST and high <= LARGEST):  # NaN too
+        raise ValueError(f"weights are from {low:g} to {high:g}; float16 holds up to {LARGEST:g}")
+    return torch.ops.quantized.linear_prepack_fp16(
+        weight.detach().float(), None if bias is None else bias.detach().float()
+    )
 
 
 def linear(x: Tensor, packed: Packed) -> Tensor:
