@@ -91,8 +91,8 @@ def run(config: BenchConfig) -> Iterator[Event]:
     built_s = time.perf_counter() - start
     names = [n for n in chosen(config.baselines, loaded.config) if _can(n, config, loaded.config)]
     on_cpu = loaded.device.type == "cpu"
-    clock = Clock(config.budget_s or (100.0 if on_cpu else 600.0), len(lengths) * (1 + len(names)), start)
     machine = measure_machine(loaded.device, loaded.dtype)
+    clock = Clock(config.budget_s or (100.0 if on_cpu else 600.0), len(lengths) * (1 + len(names)))
     yield Begun(machine, name, clock.cells)
     if config.model is None and on_cpu:
         yield Note("without a GPU the small model is measured; --model 1.3b takes minutes and 8 GB")

@@ -91,10 +91,14 @@ def peak(readings: list[Memory]) -> Memory:
 def _text(system: System, cell: Cell) -> Row:
     device, meter = cell.machine.device, MemoryMeter(cell.machine.device)
     begun = time.perf_counter()
-    if reading_s(system, cell) > max(PATIENCE_S, cell.budget_s):
-        return skipped(system, cell, cell.prefix)
+    ttft, notes, reading = None, [], reading_s(system, cell)
     meter.reset()
-    ttft = time_whole(lambda: system.first_token(cell.prefix), device, cell.budget_s / 4)
+    if reading <= max(PATIENCE_S, cell.budget_s):
+        ttft = time_whole(lambda: system.first_token(cell.prefix), device, cell.budget_s / 4)
+    elif isinstance(system, TransformerSystem) and system.opponent.cache == "none":
+        return skipped(system, cell, cell.prefix)  # its steps read everything, too
+    else:
+        notes.append(f"the prefix was not read and is not in the total: it takes about {reading:.0f} s")
     readings = [meter.read()]
     positions = sample_positions(cell.prefix, cell.seq_len)
     samples: list[Sample] = []
@@ -113,7 +117,8 @@ def _text(system: System, cell: Cell) -> Row:
     steps_s = integrate(positions, seconds, cell.prefix, cell.seq_len)
     readings += [s.memory for s in samples]
     reached = len(samples) == len(positions)
-    notes = [] if reached else [f"timed up to {last.position:,} tokens; the rest follows from the work of a step"]
+    if not reached:
+        notes.append(f"timed up to {last.position:,} tokens; the rest follows from the work of a step")
     return _text_row(
         system, cell, "sampled" if reached else "extrapolated", ttft, samples, steps_s, peak(readings), notes
     )
@@ -162,7 +167,7 @@ def _text_row(
     system: System,
     cell: Cell,
     method: Method,
-    ttft: Timing,
+    ttft: Timing | None,
     samples: list[Sample],
     steps_s: float,
     memory: Memory,
@@ -177,7 +182,7 @@ def _text_row(
     return blank(system, cell, method)(
         prefix=cell.prefix,
         step_s=steps_s / cell.seq_len,
-        total_s=ttft.median + steps_s * (cell.seq_len - 1) / cell.seq_len,
+        total_s=(ttft.median if ttft else 0.0) + steps_s * (cell.seq_len - 1) / cell.seq_len,
         ttft=ttft,
         steps=steps,
         samples=tuple(samples),

@@ -16,6 +16,7 @@ from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import bench, bench_plot
 from omnimamba_cli.engine.bench_claims import CLAIMS, paper_seconds, verdicts
 from omnimamba_cli.engine.bench_machine import Machine, Memory, fill_random, median_and_spread
+from omnimamba_cli.engine.bench_measure import Cell, measure
 from omnimamba_cli.engine.bench_opponents import OPPONENTS, chosen, matched, opponent
 from omnimamba_cli.engine.bench_rows import Row, table
 from omnimamba_cli.engine.bench_systems import OmniMambaSystem, load_ours, standing_at
@@ -235,6 +236,21 @@ def test_a_model_that_does_not_fit_is_a_row_for_every_length(tiny_config: ModelC
 def test_another_error_is_no_row() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         bench.memory_failure(RuntimeError("a bug"))
+
+
+def test_steps_are_timed_where_there_is_no_time_to_read_the_prefix(tiny_config: ModelConfig) -> None:
+    slow = replace(MACHINE, flops_per_s=1.0)
+    rows = {}
+    for name in ("matched", "matched-uncached"):
+        system = TransformerSystem(name, opponent(name, tiny_config), "text", CPU, torch.float32, 1)
+        cell = Cell(task="text", machine=slow, seq_len=5, prefix=9, budget_s=1.0, full=False, build_s=0.0)
+        rows[name] = measure(system, cell)
+    cached, uncached = rows["matched"], rows["matched-uncached"]
+    assert cached.ttft is None
+    assert cached.step_s is not None
+    assert "not in the total" in cached.notes[0]
+    assert uncached.error is not None
+    assert uncached.error.startswith("no time")
 
 
 def test_what_cannot_be_reached_in_time_is_extrapolated_and_says_so(tiny_config: ModelConfig) -> None:
