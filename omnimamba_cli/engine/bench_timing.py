@@ -65,13 +65,13 @@ def time_steps(steps: Iterator[object], device: torch.device, budget_s: float) -
     """
     begun = time.perf_counter()
     synchronize(device)
-    size = 1 if device.type == "cpu" else 8
-    for number in range(MOST_STEPS // size):
+    one = _block(steps, 1, device)
+    if 2 * one > budget_s:
+        return Timing((one,), 0.0)
+    size = 1 if device.type == "cpu" or one > BLOCK_SECONDS else 8
+    for _ in range(MOST_STEPS // size - 1):
         one = _block(steps, size, device)
-        spent = time.perf_counter() - begun
-        if number == 0 and spent + one > budget_s:
-            return Timing((one,), 0.0)
-        if (number > 1 and spent > WARMUP_SECONDS) or spent > budget_s / 4:
+        if time.perf_counter() - begun > min(WARMUP_SECONDS, budget_s / 4):
             break
     warmup = time.perf_counter() - begun
     block = max(1, min(MOST_STEPS, round(BLOCK_SECONDS / max(one, 1e-9))))
