@@ -3,7 +3,7 @@
 # training continues from its newest snapshot: run it again until it says "nano is ready".
 #
 #   examples/picturebook/train_nano.sh DATA OUT [STEP...]     STEP: pictures scenes tower vq codes t2i mmu both
-#                                                         plain pack
+#                                                         pack
 #
 # DATA holds the picture sets (fetched by make.py), OUT what is made of them. Minutes are of an H100 and follow the
 # clock; variables such as VQ_MINUTES replace them. Resuming or starting a step again is always safe. A language model
@@ -21,9 +21,8 @@ run_pictures() { $python "$here/make.py" "$data" prepare; }
 
 run_scenes() {
   [ -e "$out/tokenizer.json" ] && return
-  $python "$here/make.py" "$data" images --n "${IMAGES:-60000}" --out "$out/images" --seed 1
-  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-300000}" --out "$out/captions" --seed 2
-  $python "$here/make.py" "$data" plain --n "${PLAIN:-6000}" --out "$out/plain" --seed 4
+  $python "$here/make.py" "$data" images --n "${IMAGES:-120000}" --out "$out/images" --seed 1
+  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-320000}" --out "$out/captions" --seed 2
   $python "$here/make.py" "$data" train-mmu --n "${TALKS:-150000}" --out "$out/talks" --seed 3
   $omnimamba train-tokenizer text --data "$out/captions/captions.jsonl" --data "$out/talks/mmu.json" \
     --vocab-size 2048 -o "$out/tokenizer.json"
@@ -31,23 +30,20 @@ run_scenes() {
 
 run_tower() {
   [ -e "$out/tower/tower.json" ] && return
-  $python "$here/train_tower.py" "$data" -o "$out/tower" --minutes "${TOWER_MINUTES:-5}" --compile
+  $python "$here/train_tower.py" "$data" -o "$out/tower" ${TOWER_INIT:+--init "$TOWER_INIT"} \
+    --minutes "${TOWER_MINUTES:-10}" --compile
 }
 
 run_vq() {
-  $omnimamba train-tokenizer image ${VQ_INIT:+--init "$VQ_INIT"} --data "$out/images" --preset nano --batch 128 --lr 6e-4 --warmup 100 --ema 0.995 \
-    --steps "${VQ_STEPS:-4000}" --clock-minutes "${VQ_MINUTES:-5}" --compile --workers "$workers" -o "$out/vq" --resume
+  $omnimamba train-tokenizer image ${VQ_INIT:+--init "$VQ_INIT"} --data "$out/images" --preset nano --batch 128 \
+    --lr 6e-4 --warmup 200 --ema 0.999 --steps 200000 --clock-minutes "${VQ_MINUTES:-12}" --compile \
+    --workers "$workers" -o "$out/vq" --resume
 }
 
 run_codes() {
-  tokenize captions codes
-  tokenize plain plain
-}
-
-tokenize() {
-  [ -e "$out/$2.jsonl" ] && return
-  $omnimamba tokenize --data "$out/$1/captions.jsonl" --vq "$out/vq" --batch-size 512 --workers "$workers" \
-    -o "$out/$2.jsonl"
+  [ -e "$out/codes.jsonl" ] && return
+  $omnimamba tokenize --data "$out/captions/captions.jsonl" --vq "$out/vq" --batch-size 512 --workers "$workers" \
+    -o "$out/codes.jsonl"
 }
 
 # drawing first: it needs the whole backbone
@@ -64,23 +60,19 @@ run_mmu() {
     --steps 100000 --clock-minutes "${MMU_MINUTES:-1}" --workers "$workers" -o "$out/mmu" --resume
 }
 
-# both results are in the last one, since the second run started from the first
+# both results are in the last one, since the second run started from the first; few rows keep a GPU waiting for Python
 run_both() {
-  $omnimamba train-stage2 --init "$out/mmu" --data-mmu "$out/talks/mmu.json" --data-t2i "$out/codes.jsonl" \
-    --batch-mmu 96 --batch-t2i 224 --lr 1.5e-3 --warmup 200 --ema 0.999 --steps 100000 \
-    --clock-minutes "${BOTH_MINUTES:-14}" --max-minutes "${BOTH_STOP:-0}" --workers "$workers" -o "$out/both" --resume
+  local launch=
+  [ "${PROCESSES:-1}" = 1 ] || launch="-m torch.distributed.run --standalone --nproc-per-node=$PROCESSES"
+  $python $launch -m omnimamba_cli train-stage2 --init "${BOTH_INIT:-$out/mmu}" --data-mmu "$out/talks/mmu.json" \
+    --data-t2i "$out/codes.jsonl" --batch-mmu 288 --batch-t2i 1408 --accumulate "${ACCUMULATE:-1}" --lr 2.5e-3 \
+    --warmup 200 --ema 0.998 --steps 100000 --clock-minutes "${BOTH_MINUTES:-40}" --max-minutes "${BOTH_STOP:-0}" \
+    --workers "$workers" -o "$out/both" --resume
 }
 
-# drawing settles on one style and one place for each thing; a few conversations keep the other half awake
-run_plain() {
-  $omnimamba train-stage2 --init "$out/both" --data-mmu "$out/talks/mmu.json" --data-t2i "$out/plain.jsonl" \
-    --batch-mmu 2 --batch-t2i 16 --lr 2.5e-4 --warmup 10 --ema 0.98 --dtype bf16 --steps 100000 \
-    --clock-minutes "${PLAIN_MINUTES:-2}" --workers "$workers" -o "$out/final" --resume
-}
+run_pack() { $python "$here/pack.py" "$out/both" "${PACKED:-weights/nano}"; }
 
-run_pack() { $python "$here/pack.py" "$out/final" "${PACKED:-weights/nano}"; }
-
-for step in "${@:-pictures scenes tower vq codes t2i mmu both plain pack}"; do
+for step in "${@:-pictures scenes tower vq codes t2i mmu both pack}"; do
   for name in $step; do
     echo "== $name" >&2
     "run_$name"

@@ -27,12 +27,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Make a folder that can be shared on the Hub."),
     "convert": ("convert", "Make a model directory from published checkpoint files."),
     "doctor": ("doctor", "Show versions, devices, kernels and installed models."),
+    "bench": ("bench", "Measure speed and memory, beside Transformers and what the hardware allows."),
     "eval": ("eval", "Measure how well a model names and draws."),
     "train-tokenizer": ("train_tokenizer", "Train a text tokenizer (BPE) or an image tokenizer (VQ)."),
     "tokenize": ("tokenize", "Turn pictures with captions into training tokens."),
     "train-stage1": ("train_stage1", "Train one task's own parts."),
     "train-stage2": ("train_stage2", "Train both tasks together."),
 }
+
+ALIASES = {"benchmark": "bench"}  # other words for a command, not listed
 
 EPILOG = """\b
 Environment (an option wins over it):
@@ -110,6 +113,8 @@ def build(arguments: Sequence[str]) -> typer.Typer:
             app.command(name, short_help=summary)(load_command(name))
         else:
             app.command(name, help=summary)(_listed_only)
+    for alias, name in ALIASES.items():
+        app.command(alias, hidden=True)(load_command(name) if alias == named else _listed_only)
     return app
 
 

@@ -1,10 +1,11 @@
-"""Codes to pixels, one picture at a time: on CUDA channels last, and recorded when the second picture comes."""
+"""Codes to pixels, one picture at a time: channels last on CUDA, and where steps are recorded, recorded too."""
 
 import torch
 from torch import Tensor
 
 from omnimamba_cli.engine.recording import Recording
 from omnimamba_cli.model.vq import VQModel
+from omnimamba_cli.ops import registry
 
 
 class PixelDecoder:
@@ -15,13 +16,14 @@ class PixelDecoder:
         self._device = vq.quantize.embedding.weight.device
         self._seen = False
         self._recording: Recording | None = None
+        self._records = registry.step_kernels(vq.quantize.embedding.weight).name != "torch"
         if self._device.type == "cuda":
             # what the matrix units' convolutions want: else each of them turns its maps round and back
             vq.decoder.to(memory_format=torch.channels_last)
 
     def __call__(self, codes: Tensor) -> Tensor:
         """codes (1 n) to pixels (1 3 s s), about in [-1,1]; overwritten by the next call."""
-        if self._device.type != "cuda" or not self._seen:
+        if not self._records or not self._seen:
             self._seen = True
             return self._decode(codes)
         if self._recording is None:

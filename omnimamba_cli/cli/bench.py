@@ -1,0 +1,192 @@
+"""`omnimamba bench`: how fast this machine runs the model, beside Transformers and what the hardware allows."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from omnimamba_cli.cli import targets
+from omnimamba_cli.cli.options import Color, Device, Dtype, Force, Json, Quiet, Verbose, configure
+from omnimamba_cli.cli.output import Output
+from omnimamba_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omnimamba_cli.engine.bench import BenchConfig
+    from omnimamba_cli.engine.bench_rows import Row
+
+TaskChoice = Literal["text", "image", "prefill", "train"]
+LONGEST = 10_000_000  # tokens; beyond, even the list of positions is large
+
+
+def command(
+    ctx: typer.Context,
+    seq_len: Annotated[
+        str | None,
+        typer.Option(
+            "--seq-len",
+            metavar="N[,N...]",
+            help="Tokens to generate, read or train on. Without it: 1000,16000 (text).",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[TaskChoice, typer.Option("--task", help="What to measure.")] = "text",
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows at once.")] = 1,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar="OMNIMAMBA_MODEL",
+            metavar="PRESET|NAME|DIR",
+            help="A preset (1.3b, 370m, nano) with random weights, or a model. Without it: 1.3b on a GPU, else nano.",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[
+        str,
+        typer.Option(
+            "--baseline",
+            metavar="NAME[,NAME...]",
+            help="show-o, show-o-cached, janusflow, janusflow-graph, janus-pro, emu3, matched, matched-uncached; "
+            "all, none, or auto: those fair for the model's size.",
+        ),
+    ] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    full: Annotated[
+        bool, typer.Option("--full", help="Generate and time every token, not steps at sampled positions.")
+    ] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            metavar="X",
+            min=1,
+            help="Time for everything; what does not fit is sampled less. Without it: 100 on a CPU, 600 on a GPU.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option("--plot", metavar="FILE.png|svg", help="Draw time and memory over length.", show_default=False),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    color: Color = "auto",
+) -> None:
+    """Measure speed and memory, beside Transformers and what the hardware allows.
+
+    \b
+    omnimamba bench
+    omnimamba bench --seq-len 1000,16000,100000 --plot speed.svg
+    omnimamba bench --task image --batch 16 --baseline show-o,janusflow-graph
+    omnimamba bench -m nano --device cpu --seq-len 16000 --json > rows.jsonl
+
+    A row says what exactly was measured, on what and how. By default steps are timed at sampled positions and summed
+    over the length; --full generates every token. "of floor" is the share of what the bytes and operations of the
+    work allow at the rates measured at the start. BENCHMARKS.md explains every number.
+    """
+    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    lengths = parse_lengths(seq_len)
+    if task == "image" and lengths:
+        raise UsageError("--seq-len says how much text, and a picture has a fixed number of codes", hint="leave it out")
+    if full and task != "text":
+        raise UsageError(f"--full is for text; --task {task} is always measured whole", hint="leave --full out")
+    if plot is not None:
+        check_plot(plot, task, force)
+    from omnimamba_cli.engine.bench import BenchConfig
+
+    config = BenchConfig(
+        task=task,
+        seq_lens=lengths,
+        batch=batch,
+        model=model,
+        baselines=[word.strip() for word in baseline.split(",") if word.strip()],
+        device=device,
+        dtype=dtype,
+        full=full,
+        budget_s=seconds,
+    )
+    rows = measure(out, config)
+    if plot is not None:
+        from omnimamba_cli.engine import bench_plot
+
+        targets.write_whole(Path(plot), bench_plot.draw(rows, Path(plot).suffix.lower()), force)
+        out.note(f"plot: {plot}")
+
+
+def parse_lengths(text: str | None) -> list[int]:
+    """ "1000,16000" as numbers. Raises UsageError for anything else."""
+    if text is None:
+        return []
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and 2 <= int(word) <= LONGEST for word in words):
+        raise UsageError(
+            f"--seq-len is {text!r}; it must be numbers from 2 to {LONGEST:,}, joined by commas",
+            hint="--seq-len 1000,16000",
+        )
+    return sorted({int(word) for word in words})
+
+
+def check_plot(plot: str, task: TaskChoice, force: bool) -> None:
+    """Raises before any work for a plot that cannot be drawn or written."""
+    if Path(plot).suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"{plot}: plots are drawn as PNG or SVG", hint=f"--plot {Path(plot).with_suffix('.svg')}")
+    if task == "image":
+        raise UsageError("--plot draws over length, and pictures have one", hint="leave --plot out")
+    targets.check(Path(plot), force)
+
+
+def measure(out: Output, config: "BenchConfig") -> "list[Row]":
+    """Runs it: JSON lines as rows come, or a table at the end; what is measured on stderr."""
+    from omnimamba_cli.engine import bench
+    from omnimamba_cli.engine.bench_claims import Verdict
+    from omnimamba_cli.engine.bench_rows import Row, table
+
+    rows: list[Row] = []
+    verdicts: list[Verdict] = []
+    events = bench.run(config)
+    begun = next(events)
+    assert isinstance(begun, bench.Begun)  # it comes first
+    machine = begun.machine
+    out.note(
+        f"{machine.name}, {begun.model}: reads {machine.read_bytes_per_s / 1e9:,.0f} GB/s, "
+        f"multiplies at {machine.flops_per_s / 1e12:,.2f} TFLOP/s"
+    )
+    with out.progress("measuring", total=begun.cells) as bar:
+        for event in events:
+            match event:
+                case bench.Note():
+                    out.note(event.text)
+                case Row():
+                    bar.advance(1, event.system)
+                    rows.append(event)
+                    if out.json:
+                        out.record(event.to_dict())
+                case Verdict():
+                    verdicts.append(event)
+                    if out.json:
+                        out.record(event.to_dict())
+    if not out.json:
+        out.table(*table(rows))
+        for line in explained(rows, verdicts):
+            out.line(line)
+    return rows
+
+
+def explained(rows: "list[Row]", verdicts: "Sequence[object]") -> list[str]:
+    """What stands below the table: what each system is, what was noted, and the paper's claims."""
+    lines = [""]
+    for name in dict.fromkeys(row.system for row in rows):
+        mine = [row for row in rows if row.system == name]
+        lines.append(f"{name}: {mine[0].what}")
+        notes = dict.fromkeys(n for row in mine for n in (*row.notes, *([row.error] if row.error else [])))
+        lines += [f"  {note}" for note in notes]
+    if verdicts:
+        lines += ["", "the paper's claims (arXiv:2503.08686, RTX 4090), and what was measured here:"]
+        lines += [f"  {verdict}" for verdict in verdicts]
+    return lines

@@ -1,0 +1,278 @@
+"""What can be measured: the common face of all systems, and this program's own models behind it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from omnimamba_cli.config import ModelConfig, Task
+from omnimamba_cli.data import sequences
+from omnimamba_cli.engine import decode, hub, runtime
+from omnimamba_cli.engine.bench_machine import fill_random
+from omnimamba_cli.engine.checkpoint import load_directory
+from omnimamba_cli.engine.pixels import PixelDecoder
+from omnimamba_cli.engine.session import Session
+from omnimamba_cli.model.lora import merged
+from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.quantized import QuantizedLinear
+from omnimamba_cli.model.vq import VQModel
+from omnimamba_cli.ops import registry
+from omnimamba_cli.presets import PRESETS
+
+M = TypeVar("M", bound=nn.Module)
+NEEDED = {"train": ("model",), "image": ("vq",)}  # parts that a task reads as they are stored
+STEPS = 512  # that one run of `steps` gives at least
+
+
+class System(Protocol):
+    """One model on one device at one batch size."""
+
+    name: str
+    dtype: torch.dtype
+    batch: int
+
+    def what(self, task: str) -> str:
+        """Exactly what is measured, in words."""
+        ...
+
+    def kernels(self) -> dict[str, str]:
+        """Which kernels ran."""
+        ...
+
+    def step_bytes(self, task: str, position: int) -> tuple[int, int]:
+        """Bytes that one step must move after `position` tokens: weights, and state or cache of all rows."""
+        ...
+
+    def work(self, position: int) -> float:
+        """What one step costs after `position` tokens, to predict one from another; any unit."""
+        ...
+
+    def flops(self, length: int) -> float:
+        """Floating-point operations of a pass over `length` tokens of all rows."""
+        ...
+
+    def memory_bytes(self, length: int) -> int:
+        """At least so much memory is needed for `length` tokens."""
+        ...
+
+    def first_token(self, prefix: int) -> None:
+        """Reads a prefix and finds the token after it."""
+        ...
+
+    def steps(self, position: int) -> Iterator[object]:
+        """Steps after `position` tokens, STEPS of them or more."""
+        ...
+
+    def generate(self, prefix: int, count: int) -> Iterator[object]:
+        """Reads a prefix and generates `count` tokens, one an item."""
+        ...
+
+    def train_loss(self, length: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+        """The module to train, and its loss on rows of `length` random tokens."""
+        ...
+
+
+def random_module(
+    build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype
+) -> Any:  # Any: what it builds
+    """A module with random weights of a sensible size, made on the device in no time; A_log, dt_bias, D in float32."""
+    with torch.device("meta"):
+        module = build()
+    for name, parameter in list(module.named_parameters()):
+        owner, _, key = name.rpartition(".")
+        wide = key in ("A_log", "dt_bias", "D") and dtype in (torch.float16, torch.bfloat16)
+        values = torch.empty(parameter.shape, device=device, dtype=torch.float32 if wide else dtype)
+        if key == "A_log":
+            values.uniform_(1, 16).log_()
+        elif key == "dt_bias":
+            values.fill_(-4.0)  # steps of about 0.02
+        elif values.ndim < 2:
+            values.fill_(0.0 if key == "bias" else 1.0)
+        else:
+            fill_random(values, (3 / values[0].numel()) ** 0.5)
+        module.get_submodule(owner)._parameters[key] = nn.Parameter(values)
+    return module.eval()
+
+
+@dataclass
+class Loaded:
+    """A model of ours, for one task."""
+
+    config: ModelConfig
+    model: OmniMamba  # LoRA of the task folded in, but for training
+    device: torch.device
+    dtype: torch.dtype
+    notes: list[str]
+    vq: VQModel | None = None
+
+
+def load_ours(name: str, device: str, dtype: str, task: str, positions: int) -> Loaded:
+    """A preset with random weights, or a model directory, its tables of positions long enough.
+
+    Raises what Session and hub.resolve raise for a model, device or dtype that cannot be.
+    """
+    lora: Task = "t2i" if task == "image" else "mmu"
+    notes = []
+    if name in PRESETS:
+        place, _ = runtime.pick_device(device)
+        config = PRESETS[name]
+        kind, _ = runtime.pick_dtype(dtype, place, config)
+        # folded in, a random pair is one more random matrix; in training it has its own work
+        bare = config if task == "train" else replace(config, backbone=replace(config.backbone, lora_rank=0))
+        model = random_module(lambda: OmniMamba(bare), place, torch.float32 if task == "train" else kind)
+        model = model if task == "train" else merged(model, lora)
+        notes.append("random weights")
+        vq = random_module(lambda: VQModel(config.vq), place, torch.float32) if task == "image" else None
+    else:
+        directory = hub.resolve(name)
+        session = Session(directory, device, "fp32" if task == "train" else dtype)
+        place, kind, config = session.device, session.dtype, session.config
+        parts = load_directory(directory, device=place, dtype=torch.float32, parts=NEEDED.get(task, ()))
+        trained, vq = parts.model, parts.vq
+        model = session.for_task(lora) if trained is None else trained
+    model.config = replace(config, text=replace(config.text, eos_id=config.text.special("lvg")))  # never drawn: no end
+    if task != "image" and positions > config.mmu_positions:
+        table = model.mmu_positions.detach()
+        # over and over: no published model has these positions; in memory for real, kernels read it by address
+        longer = table.repeat(-(-positions // len(table)), 1)[:positions].clone()
+        model.mmu_positions = nn.Parameter(longer, requires_grad=task == "train")
+        size = f"{longer.nbytes / (1 << 30):.2f} GiB of its memory"
+        notes.append(f"positions extended from {len(table)} to {positions} for the benchmark ({size})")
+    return Loaded(model.config, model, place, kind, notes, vq)
+
+
+class OmniMambaSystem:
+    """This program's own way to decode: engine.decode, whatever it runs on."""
+
+    def __init__(self, loaded: Loaded, batch: int) -> None:
+        self.loaded, self.batch = loaded, batch
+        self.name, self.dtype, self.device = loaded.config.name, loaded.dtype, loaded.device
+        self.model, self.config = loaded.model, loaded.config
+        self.to_pixels = None if loaded.vq is None else PixelDecoder(loaded.vq)
+
+    def what(self, task: str) -> str:
+        """See System."""
+        said = {
+            "text": "this program's decode_text, greedy, from the same prefix",
+            "image": f"this program's decode_image, {self.config.vq.codes} codes one by one, guidance "
+            f"{self.config.image_sampling.guidance:g}, one candidate",
+            "prefill": "this program's decode_text up to its first token",
+            "train": "forward, backward, clipping and AdamW on all weights, text rows",
+        }[task]
+        return f"{said}; {', '.join(self.loaded.notes)}" if self.loaded.notes else said
+
+    def kernels(self) -> dict[str, str]:
+        """See System."""
+        return {c.op: c.backend for c in registry.report(self.device) if c.chosen}
+
+    def step_bytes(self, task: str, position: int) -> tuple[int, int]:
+        """See System. The state is read and written."""
+        model = self.model
+        mixers = sum(size for _, size in linear_weights(model.layers))
+        rest = model.text_embedding.weight.nbytes
+        if task == "image":
+            rest = model.image_embedding.weight.nbytes + sum(size for _, size in linear_weights(model.image_mlp))
+        rows = self.batch * (2 if task == "image" and self.config.image_sampling.guidance != 1 else 1)
+        return mixers + rest, 2 * self._state_bytes(rows)
+
+    def _state_bytes(self, rows: int) -> int:
+        c = self.config.backbone
+        conv = (c.d_conv - 1) * c.conv_dim * self.dtype.itemsize
+        return rows * c.n_layer * (conv + c.nheads * c.headdim * c.d_state * 4)
+
+    def work(self, position: int) -> float:
+        """See System: the same everywhere."""
+        return 1.0
+
+    def flops(self, length: int) -> float:
+        """See System: the matrices alone; the scan adds a few percent."""
+        weights = sum(number for number, _ in linear_weights(self.model.layers))
+        return 2.0 * self.batch * length * weights
+
+    def memory_bytes(self, length: int) -> int:
+        """See System; of a model that is there already, only its state is to come."""
+        return self._state_bytes(self.batch)
+
+    def _prefix(self, length: int) -> Tensor:
+        d = self.config.backbone.d_model
+        prefix = torch.empty(self.batch, length, d, device=self.device, dtype=self.dtype)
+        fill_random(prefix, 0.03)
+        return prefix
+
+    def first_token(self, prefix: int) -> None:
+        """See System."""
+        next(self.generate(prefix, STEPS))
+
+    def steps(self, position: int) -> Iterator[object]:
+        """See System. A GPU reads so many tokens in no time; on a CPU the model is told that it has."""
+        if self.device.type == "cuda":
+            yield from self.generate(max(1, position), STEPS)
+            return
+        with standing_at(self.model, max(0, position - 1)):
+            yield from self.generate(1, STEPS)
+
+    def generate(self, prefix: int, count: int) -> Iterator[object]:
+        """See System."""
+        config = replace(self.config.caption_sampling, temperature=0.0, repetition_penalty=1.0)
+        seeds = list(range(self.batch))
+        yield from decode.decode_text(self.model, self._prefix(prefix), config, steps=count, seeds=seeds)
+
+    @torch.inference_mode()
+    def codes(self) -> Tensor:
+        """The codes (b codes) of one batch of pictures."""
+        config = self.config.image_sampling
+        captions: list[list[int]] = [[1, 2, 3]] * self.batch + ([[]] * self.batch if config.guidance != 1 else [])
+        ids = [sequences.t2i_prefix(self.config, caption) for caption in captions]
+        prefix = torch.tensor(ids, device=self.device)
+        return decode.decode_image(self.model, prefix, config, seeds=list(range(self.batch)))
+
+    @torch.inference_mode()
+    def pixels(self, codes: Tensor) -> None:
+        """The pictures of codes, one by one as Session draws them."""
+        assert self.to_pixels is not None
+        for row in codes:
+            self.to_pixels(row[None])
+
+    def train_loss(self, length: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+        """See System."""
+        ids = random_ids(self.batch, length + 1, self.config.text.base_vocab_size, self.device)
+
+        def loss() -> Tensor:
+            hidden = self.model(self.model.embed_text(ids[:, :-1]), "mmu")
+            logits = self.model.logits(hidden, "mmu").float()
+            return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+        return self.model.train(), loss
+
+
+def linear_weights(module: nn.Module) -> list[tuple[int, int]]:
+    """(number, bytes) of the weights of every map and table in a module, narrow ones too."""
+    plain = [(p.numel(), p.nbytes) for p in module.parameters() if p.ndim > 1]
+    narrow = [m.get_buffer("weight") for m in module.modules() if isinstance(m, QuantizedLinear)]
+    return plain + [(w.numel(), w.nbytes) for w in narrow]
+
+
+def random_ids(batch: int, length: int, vocab_size: int, device: torch.device) -> Tensor:
+    """Token ids (b l), the same in every run."""
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size, (batch, length), generator=rng).to(device)
+
+
+@contextmanager
+def standing_at(model: OmniMamba, position: int) -> Iterator[None]:
+    """Meanwhile, the model's new states have already read `position` tokens: their size does not depend on it."""
+    new_state = model.new_state
+
+    def later(batch: int) -> Any:  # Any: an InferenceState
+        state = new_state(batch)
+        state.position = position
+        return state
+
+    model.new_state = later  # type: ignore[method-assign]  # one way through decode, whatever position is measured
+    try:
+        yield
+    finally:
+        del model.new_state
