@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omnimamba_cli.cli import targets
-from omnimamba_cli.cli.options import Color, Device, Dtype, Force, Json, Quiet, Verbose, configure
+from omnimamba_cli.cli.options import Color, Device, Dtype, Force, Json, Offline, Quiet, Verbose, configure
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import UsageError
 
@@ -53,6 +53,7 @@ def command(
             "all, none, or auto: those fair for the model's size.",
         ),
     ] = "auto",
+    offline: Offline = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     full: Annotated[
@@ -90,7 +91,7 @@ def command(
     over the length; --full generates every token. "of floor" is the share of what the bytes and operations of the
     work allow at the rates measured at the start. BENCHMARKS.md explains every number.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
     lengths = parse_lengths(seq_len)
     if task == "image" and lengths:
         raise UsageError("--seq-len says how much text, and a picture has a fixed number of codes", hint="leave it out")

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from omnimamba_cli.config import SamplingConfig
-    from omnimamba_cli.engine.session import CaptionResult, Session
+    from omnimamba_cli.engine.events import CaptionResult
+    from omnimamba_cli.engine.session import Session
     from omnimamba_cli.model.quantized import Quantization
 
 

@@ -40,7 +40,8 @@ from omnimamba_cli.cli.targets import Target
 from omnimamba_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from omnimamba_cli.engine.session import ImageEvent, Session
+    from omnimamba_cli.engine.events import ImageEvent
+    from omnimamba_cli.engine.session import Session
 
 
 def command(

@@ -61,3 +61,19 @@ def choose(logits: Tensor, config: SamplingConfig, uniform: Tensor | None) -> Te
     below = uniform.to(total.device).clamp(max=1 - 2**-24)
     point = (below * total[:, -1])[:, None]
     return torch.searchsorted(total, point, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def new_seed() -> int:
+    """A seed for who gave none: 31 random bits."""
+    return int(torch.empty((), dtype=torch.int64).random_(1 << 31, generator=_entropy()).item())
+
+
+def candidate_seed(seed: int, number: int) -> int:
+    """Seed of a picture's candidate; the first one has the picture's own, so more candidates never lose it."""
+    return (seed + number * 0x9E3779B97F4A7C15) % (1 << 63)
+
+
+def _entropy() -> torch.Generator:
+    generator = torch.Generator()
+    generator.seed()
+    return generator

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -17,7 +17,9 @@ from omnimamba_cli.data.images import Source, load_image, pixels_to_image, tower
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import decode, hub, runtime
 from omnimamba_cli.engine.checkpoint import load_directory
+from omnimamba_cli.engine.events import CaptionResult, FinishReason, ImageEvent, TextEvent
 from omnimamba_cli.engine.pixels import PixelDecoder
+from omnimamba_cli.engine.sampling import candidate_seed, new_seed
 from omnimamba_cli.engine.task_models import load_for_task
 from omnimamba_cli.errors import CheckpointError, InputError
 from omnimamba_cli.model.omnimamba import OmniMamba
@@ -26,56 +28,6 @@ from omnimamba_cli.ops.halves import processor_has_halves
 
 if TYPE_CHECKING:
     from omnimamba_cli.model.vision import VisionTowers  # imports timm, which drawing does not need
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class TextEvent:
-    """A piece of an answer as it is written; the last one is finished and says why."""
-
-    text: str
-    finished: bool = False
-    finish_reason: FinishReason | None = None
-    tokens: int = 0  # so far, the end-of-text id included
-
-
-@dataclass(frozen=True)
-class CaptionResult:
-    """A whole answer."""
-
-    text: str
-    finish_reason: FinishReason
-    tokens: int
-    seconds: float  # of the batch it was part of
-
-
-@dataclass(frozen=True)
-class ImageEvent:
-    """A finished picture."""
-
-    index: int
-    prompt: str
-    seed: int
-    image: Image.Image
-    seconds: float  # of the batch it was part of
-
-
-def new_seed() -> int:
-    """A seed for who gave none: 31 random bits."""
-    return int(torch.empty((), dtype=torch.int64).random_(1 << 31, generator=_entropy()).item())
-
-
-def candidate_seed(seed: int, number: int) -> int:
-    """Seed of a picture's candidate; the first one has the picture's own, so more candidates never lose it."""
-    return (seed + number * 0x9E3779B97F4A7C15) % (1 << 63)
-
-
-def _entropy() -> torch.Generator:
-    generator = torch.Generator()
-    generator.seed()
-    return generator
-
 
 class Session:
     """One model directory on one device. Parts are read when a task first needs them."""

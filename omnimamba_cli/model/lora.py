@@ -92,14 +92,6 @@ def merge(model: M, task: Task) -> M:
     return model
 
 
-def merge_beside(other: M, source: M, task: Task) -> M:
-    """A model merged for a task out of `source`'s in_proj, on the device and with all other tensors of `other`."""
-    clone = sharing_copy(other)
-    for mine, theirs in zip(clone.layers, source.layers, strict=True):
-        mine.mixer.in_proj = MergedLinear(theirs.mixer.in_proj.to(other.device), task)
-    return clone
-
-
 def sharing_copy(model: M) -> M:
     """Modules of their own, with the same tensors."""
     return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})

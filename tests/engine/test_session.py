@@ -13,7 +13,8 @@ from PIL import Image
 import omnimamba_cli as om
 from omnimamba_cli.config import ModelConfig, SamplingConfig
 from omnimamba_cli.data import sequences
-from omnimamba_cli.engine.session import Session, candidate_seed
+from omnimamba_cli.engine.sampling import candidate_seed
+from omnimamba_cli.engine.session import Session
 from omnimamba_cli.errors import CheckpointError, InputError
 
 SAMPLED = SamplingConfig(temperature=1.0, max_new_tokens=12)
