@@ -180,10 +180,14 @@ class VQConfig(_JSON):
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     norm_groups: int = 32
+    patch_width: int = 0  # channels of an encoder that sees each patch alone; 0: LlamaGen's, that sees everything
+    patch_blocks: int = 4  # of that encoder
 
     def __post_init__(self) -> None:
         _check_positive(self, "image_size", "codebook_size", "code_dim", "z_channels", "ch")
-        _check_positive(self, "num_res_blocks", "norm_groups")
+        _check_positive(self, "num_res_blocks", "norm_groups", "patch_blocks")
+        if self.patch_width < 0:
+            raise ConfigError(f"vq.patch_width is {self.patch_width}; it must be 0 or more")
         if not self.ch_mult or min(self.ch_mult) < 1:
             raise ConfigError(f"vq.ch_mult is {self.ch_mult}; it must be widths of at least 1")
         if any(self.ch * m % self.norm_groups for m in self.ch_mult):

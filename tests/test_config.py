@@ -147,6 +147,8 @@ def test_the_ends_of_a_range_belong_to_it(values: dict[str, Any]) -> None:
         (lambda: VQConfig(image_size=250), "image_size 250 is no multiple of 16"),
         (lambda: VQConfig(norm_groups=0), "norm_groups"),
         (lambda: VQConfig(ch_mult=()), "ch_mult"),
+        (lambda: VQConfig(patch_width=-1), "patch_width"),
+        (lambda: VQConfig(patch_blocks=0), "patch_blocks"),
         (lambda: TextConfig(pad_multiple=0), "pad_multiple"),
         (lambda: ModelConfig(name="x", format=2), "format 2"),
         (lambda: ModelConfig(name="x", prompt="hello"), "must contain {question}"),

@@ -140,6 +140,42 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(self.conv_blocks(self.conv_in(pixels))))))
 
 
+class PatchBlock(nn.Module):
+    """A residual multi-layer perceptron on the features of each patch."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b h w c) to the same shape."""
+        return x + self.fc2(F.silu(self.fc1(self.norm(x))))
+
+
+class PatchEncoder(nn.Module):
+    """Pixels (b 3 s s) to features (b z grid grid), each from the pixels of its own patch alone.
+
+    The norms and attention of `Encoder` let every code depend on the whole picture: the same drawing on another ground
+    gets other codes nearly everywhere, and a language model must learn each pairing by itself. Here what stands on the
+    grid has the same codes wherever it stands and whatever is beside it. The decoder smooths over the seams.
+    """
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        width, side = config.patch_width, config.downsample
+        self.conv_in = nn.Conv2d(3, width, side, stride=side)
+        self.blocks = nn.Sequential(*(PatchBlock(width) for _ in range(config.patch_blocks)))
+        self.norm_out = nn.LayerNorm(width)
+        self.fc_out = nn.Linear(width, config.z_channels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels in [-1,1]."""
+        x = self.blocks(self.conv_in(pixels).movedim(1, -1))
+        return self.fc_out(self.norm_out(x)).movedim(-1, 1)
+
+
 class Decoder(nn.Module):
     """Features (b z grid grid) to pixels (b 3 s s); levels run from the coarsest."""
 
@@ -199,7 +235,7 @@ class VQModel(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = PatchEncoder(config) if config.patch_width else Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = Quantizer(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.code_dim, 1)

@@ -14,6 +14,9 @@ SIZES = {
     "three levels": VQConfig(
         image_size=24, codebook_size=32, z_channels=16, ch=8, ch_mult=(1, 2, 3), num_res_blocks=1, norm_groups=8
     ),
+    "patches": VQConfig(
+        image_size=24, codebook_size=32, z_channels=16, ch=8, ch_mult=(1, 2, 3), norm_groups=8, patch_width=12
+    ),
     "five levels": VQConfig(image_size=32, codebook_size=64, z_channels=32, ch=16, norm_groups=16),
 }
 CONFIG = SIZES["three levels"]
@@ -41,6 +44,23 @@ def test_a_picture_becomes_a_grid_of_codes_and_a_picture(name: str) -> None:
     again = model.decode(codes)
     assert again.shape == (2, 3, config.image_size, config.image_size)
     assert again.isfinite().all()
+
+
+@torch.inference_mode()
+def test_a_patch_encoder_gives_what_moves_the_same_codes_wherever_it_stands() -> None:
+    config = SIZES["patches"]
+    model, side = seeded(config), config.downsample
+    thing = torch.rand(1, 3, 3 * side, 2 * side, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    codes = []
+    for row, column, ground in ((0, 0, 1.0), (2, 3, -0.4)):
+        canvas = torch.full((1, 3, config.image_size, config.image_size), ground)
+        canvas[:, :, row * side : (row + 3) * side, column * side : (column + 2) * side] = thing
+        grid = model.encode(canvas).view(config.grid, config.grid)
+        codes.append(grid[row : row + 3, column : column + 2].clone())
+        grid[row : row + 3, column : column + 2] = grid[-1, 0]
+        assert len(grid.unique()) == 1, "the ground is one code everywhere"
+    assert torch.equal(*codes)
+    assert len(codes[0].unique()) > 1
 
 
 @torch.inference_mode()
