@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omnimamba_cli.cli import targets
-from omnimamba_cli.cli.options import Color, Device, Dtype, Force, Json, Offline, Quiet, Verbose, configure
+from omnimamba_cli.cli.options import Color, Device, Dtype, Force, Json, Offline, Quantize, Quiet, Verbose, configure
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import UsageError
 
@@ -56,6 +56,7 @@ def command(
     offline: Offline = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     full: Annotated[
         bool, typer.Option("--full", help="Generate and time every token, not steps at sampled positions.")
     ] = False,
@@ -95,6 +96,10 @@ def command(
     lengths = parse_lengths(seq_len)
     if task == "image" and lengths:
         raise UsageError("--seq-len says how much text, and a picture has a fixed number of codes", hint="leave it out")
+    if quantize and task == "train":
+        raise UsageError(
+            f"--quantize {quantize} is for decoding; training needs the whole weights", hint="leave it out"
+        )
     if full and task != "text":
         raise UsageError(f"--full is for text; --task {task} is always measured whole", hint="leave --full out")
     if plot is not None:
@@ -109,6 +114,7 @@ def command(
         baselines=[word.strip() for word in baseline.split(",") if word.strip()],
         device=device,
         dtype=dtype,
+        quantize=quantize,
         full=full,
         budget_s=seconds,
     )

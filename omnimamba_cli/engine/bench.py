@@ -22,6 +22,7 @@ from omnimamba_cli.engine.bench_systems import OmniMambaSystem, System, load_our
 from omnimamba_cli.engine.bench_timing import integrate, sample_positions
 from omnimamba_cli.engine.bench_transformers import TransformerSystem
 from omnimamba_cli.engine.runtime import parameter_count
+from omnimamba_cli.model.quantized import Quantization
 
 QUESTION = 27  # tokens: with a picture's patches and four marks, the prefix is 760 for the published model
 EXTRA = 2_048  # positions past a length: the prefix, and steps timed at its end
@@ -40,6 +41,7 @@ class BenchConfig:
     baselines: Sequence[str] = ("auto",)
     device: str = "auto"
     dtype: str = "auto"
+    quantize: Quantization | None = None  # our own model's weights, in one byte each
     full: bool = False
     budget_s: float | None = None  # for everything; None: 100 s on a CPU, 600 s elsewhere
 
@@ -87,7 +89,7 @@ def run(config: BenchConfig) -> Iterator[Event]:
     name = config.model or ("1.3b" if torch.cuda.is_available() and config.device != "cpu" else "nano")
     lengths = list(config.seq_lens or LENGTHS.get(config.task, (0,)))
     start = time.perf_counter()
-    loaded = load_ours(name, config.device, config.dtype, config.task, max(lengths) + EXTRA)
+    loaded = load_ours(name, config.device, config.dtype, config.task, max(lengths) + EXTRA, config.quantize)
     built_s = time.perf_counter() - start
     names = [n for n in chosen(config.baselines, loaded.config) if _can(n, config, loaded.config)]
     on_cpu = loaded.device.type == "cpu"
@@ -99,7 +101,7 @@ def run(config: BenchConfig) -> Iterator[Event]:
     runner = Runner(config, machine, loaded.config, lengths, clock)
     model, place, kind = loaded.config, loaded.device, loaded.dtype
     rows: list[Row] = []
-    for row in runner.rows(loaded.config.name, None, partial(OmniMambaSystem, loaded, config.batch), built_s):
+    for row in runner.rows(loaded.name, None, partial(OmniMambaSystem, loaded, config.batch), built_s):
         rows.append(row)
         yield row
     del loaded  # its memory must not count for the others

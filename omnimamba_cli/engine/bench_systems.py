@@ -17,7 +17,7 @@ from omnimamba_cli.engine.pixels import PixelDecoder
 from omnimamba_cli.engine.session import Session
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
-from omnimamba_cli.model.quantized import QuantizedLinear
+from omnimamba_cli.model.quantized import Quantization, QuantizedLinear, quantize
 from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.ops import registry
 from omnimamba_cli.presets import PRESETS
@@ -107,9 +107,17 @@ class Loaded:
     dtype: torch.dtype
     notes: list[str]
     vq: VQModel | None = None
+    narrow: Quantization | None = None  # layers and heads in one byte a weight
+
+    @property
+    def name(self) -> str:
+        """Of its rows."""
+        return f"{self.config.name} {self.narrow}" if self.narrow else self.config.name
 
 
-def load_ours(name: str, device: str, dtype: str, task: str, positions: int) -> Loaded:
+def load_ours(
+    name: str, device: str, dtype: str, task: str, positions: int, narrow: Quantization | None = None
+) -> Loaded:
     """A preset with random weights, or a model directory, its tables of positions long enough.
 
     Raises what Session and hub.resolve raise for a model, device or dtype that cannot be.
@@ -124,11 +132,14 @@ def load_ours(name: str, device: str, dtype: str, task: str, positions: int) -> 
         bare = config if task == "train" else replace(config, backbone=replace(config.backbone, lora_rank=0))
         model = random_module(lambda: OmniMamba(bare), place, torch.float32 if task == "train" else kind)
         model = model if task == "train" else merged(model, lora)
+        if narrow is not None:
+            runtime.check_quantization(narrow, place)
+            model = quantize(model, lora, narrow)
         notes.append("random weights")
         vq = random_module(lambda: VQModel(config.vq), place, torch.float32) if task == "image" else None
     else:
         directory = hub.resolve(name)
-        session = Session(directory, device, "fp32" if task == "train" else dtype)
+        session = Session(directory, device, "fp32" if task == "train" else dtype, narrow)
         place, kind, config = session.device, session.dtype, session.config
         parts = load_directory(directory, device=place, dtype=torch.float32, parts=NEEDED.get(task, ()))
         trained, vq = parts.model, parts.vq
@@ -141,7 +152,7 @@ def load_ours(name: str, device: str, dtype: str, task: str, positions: int) -> 
         model.mmu_positions = nn.Parameter(longer, requires_grad=task == "train")
         size = f"{longer.nbytes / (1 << 30):.2f} GiB of its memory"
         notes.append(f"positions extended from {len(table)} to {positions} for the benchmark ({size})")
-    return Loaded(model.config, model, place, kind, notes, vq)
+    return Loaded(model.config, model, place, kind, notes, vq, narrow)
 
 
 class OmniMambaSystem:
@@ -149,7 +160,7 @@ class OmniMambaSystem:
 
     def __init__(self, loaded: Loaded, batch: int) -> None:
         self.loaded, self.batch = loaded, batch
-        self.name, self.dtype, self.device = loaded.config.name, loaded.dtype, loaded.device
+        self.name, self.dtype, self.device = loaded.name, loaded.dtype, loaded.device
         self.model, self.config = loaded.model, loaded.config
         self.to_pixels = None if loaded.vq is None else PixelDecoder(loaded.vq)
 
@@ -171,10 +182,12 @@ class OmniMambaSystem:
     def step_bytes(self, task: str, position: int) -> tuple[int, int]:
         """See System. The state is read and written."""
         model = self.model
-        mixers = sum(size for _, size in linear_weights(model.layers))
-        rest = model.text_embedding.weight.nbytes
+        lora: Task = "t2i" if task == "image" else "mmu"
+        read = [model.layers, model.narrow_heads[lora] if lora in model.narrow_heads else nn.ParameterList()]
         if task == "image":
-            rest = model.image_embedding.weight.nbytes + sum(size for _, size in linear_weights(model.image_mlp))
+            read.append(model.image_mlp)
+        mixers = sum(size for part in read for _, size in linear_weights(part))
+        rest = 0 if lora in model.narrow_heads else model.head(lora).nbytes
         rows = self.batch * (2 if task == "image" and self.config.image_sampling.guidance != 1 else 1)
         return mixers + rest, 2 * self._state_bytes(rows)
 

@@ -54,6 +54,7 @@ def test_benchmark_is_another_name(run: Run) -> None:
         (("--seq-len", "1"), "numbers from 2"),
         (("--task", "image", "--seq-len", "9"), "fixed number of codes"),
         (("--task", "train", "--full"), "--full is for text"),
+        (("--task", "train", "--quantize", "int8"), "whole weights"),
         (("--plot", "a.pdf"), "PNG or SVG"),
         (("--task", "image", "--plot", "a.png"), "pictures have one"),
         (("--baseline", "showo", "--device", "cpu"), "did you mean"),

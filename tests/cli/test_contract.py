@@ -20,7 +20,7 @@ FLAGS = {
     "export": "--output --repo --license --notes --force",
     "convert": "--dtype --preset --force",
     "doctor": "",
-    "bench": f"{MODEL} --seq-len --task --batch --baseline --full --seconds --plot --force",
+    "bench": f"{MODEL} --seq-len --task --batch --baseline --full --seconds --plot --force --quantize",
 }
 
 

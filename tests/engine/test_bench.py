@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from omnimamba_cli.config import ModelConfig
-from omnimamba_cli.engine import bench, bench_plot
+from omnimamba_cli.engine import bench, bench_plot, runtime
 from omnimamba_cli.engine.bench_claims import CLAIMS, paper_seconds, verdicts
 from omnimamba_cli.engine.bench_machine import Machine, Memory, fill_random, median_and_spread
 from omnimamba_cli.engine.bench_measure import Cell, measure
@@ -134,6 +134,20 @@ def test_a_step_reads_layers_and_head_and_moves_the_state_twice(tiny: OmniMambaS
     maps = [p.nbytes for p in model.layers.parameters() if p.ndim > 1]
     assert weights == sum(maps) + model.text_embedding.weight.nbytes
     assert state == 2 * model.new_state(2).nbytes
+
+
+def test_narrow_weights_are_counted_in_their_one_byte(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "check_quantization", lambda *_: None)
+    for task in ("text", "image"):
+        wide, narrow = (
+            OmniMambaSystem(load_ours(str(tiny_model), "cpu", "fp32", task, 400, kind), 1) for kind in (None, "int8")
+        )
+        assert narrow.name == f"{wide.name} int8"
+        # all but the convolutions and the image MLP shrink to a quarter
+        kept_bytes = sum(layer.mixer.conv1d.weight.nbytes for layer in narrow.model.layers)
+        if task == "image":
+            kept_bytes += sum(p.nbytes for p in narrow.model.image_mlp.parameters() if p.ndim > 1)
+        assert narrow.step_bytes(task, 0)[0] - kept_bytes == (wide.step_bytes(task, 0)[0] - kept_bytes) // 4
 
 
 def test_presets_get_random_weights_that_run() -> None:
