@@ -20,7 +20,7 @@ from omnimamba_cli.ops.step import StepKernels
 ENVIRONMENT = "OMNIMAMBA_KERNELS"
 PDL_ENVIRONMENT = "OMNIMAMBA_PDL"  # 0: no kernel of a step starts before the one before it ends
 BACKENDS = ("auto", "torch", "triton", "mamba-ssm")
-# TODO: into "auto" when tests/timing and the gpu-marked tests of the decoder have passed on a GPU
+# "auto" takes them once tests/timing and the gpu-marked tests of the decoder have passed on a GPU
 ON_REQUEST = f"interpreted and compiled, but not yet seen running on a GPU: {ENVIRONMENT}=triton turns it on"
 LARGEST_STATE = 64 * 256  # p * n whose tiles fit the registers of one program
 
