@@ -1,0 +1,46 @@
+"""Samples that cannot be used: each left out, counted, named once, and too many of them refused."""
+
+from dataclasses import dataclass, field
+
+from omnimamba_cli.errors import DataError
+
+BAD_SHARE = 0.05  # of the samples; more of them are no accident
+REMEDY = "repair the data, check --image-root, or raise --max-bad-share; omnimamba data check FILE shows what is wrong"
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample that cannot be used, as a worker process reports it."""
+
+    name: str
+    reason: str
+    also: tuple["Bad", ...] = ()  # those that should have taken its place
+
+
+@dataclass
+class Rejects:
+    """Samples left out: name -> why. `limit` is the share of bad samples that is put up with."""
+
+    limit: float = BAD_SHARE
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, reason: str) -> bool:
+        """Count a sample, one that comes again in a later epoch only once. Returns whether it is new."""
+        if name in self.reasons:
+            return False
+        self.reasons[name] = reason
+        return True
+
+    @property
+    def first(self) -> str | None:
+        """The first one with its reason."""
+        return next((f"{name}: {reason}" for name, reason in self.reasons.items()), None)
+
+    def check(self, seen: int) -> None:
+        """Raises DataError when more than the limit of `seen` samples were bad."""
+        if len(self.reasons) > self.limit * seen:
+            raise DataError(
+                f"{len(self.reasons):,} of {seen:,} samples are bad, more than {100 * self.limit:.4g}%; "
+                f"first: {self.first}",
+                hint=REMEDY,
+            )
