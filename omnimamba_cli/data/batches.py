@@ -10,7 +10,7 @@ from torch import Tensor
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data.pictures import Sketch
 from omnimamba_cli.data.rejects import Bad
-from omnimamba_cli.data.sequences import mmu_middle, mmu_prefix, t2i_prefix
+from omnimamba_cli.data.sequences import mmu_middle, mmu_prefix, plain_lead, t2i_prefix
 from omnimamba_cli.data.talks import Talk
 
 IGNORE = -100  # target of what is not learned
@@ -132,8 +132,7 @@ class Collate:
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self.before = len(mmu_prefix(config)) + config.patches + len(mmu_middle(config))
-        # a row without a picture: the same words around nothing
-        self.plain_lead = [mmu_prefix(config)[0], mmu_middle(config)[-1]]
+        self.plain_lead = plain_lead(config)
 
     def __call__(self, items: Sequence[Talk | Bad]) -> TalkBatch:
         talks = [i for i in items if isinstance(i, Talk)]

@@ -127,6 +127,10 @@ class Samples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
         turns = [(question, answer) for question, answer in record["t"]] if "t" in record else None
         return Raw(record["n"], picture, turns, record.get("c"))
 
+    def raws(self) -> Iterator[Raw]:
+        """Every sample as it lies in the files."""
+        return (self.raw(index) for index in range(len(self)))
+
     def in_order(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Keys of the samples start to end as they lie in the files."""
         return ((i, i) for i in range(start, end))

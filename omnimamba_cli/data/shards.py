@@ -8,6 +8,7 @@ of local files are counted when they are opened, those of others stand in a list
 """
 
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 TARS = (".tar", ".tgz", ".tar.gz")
 LIST = ".shards.jsonl"  # lines {"shard": path or URL, "samples": number}
+META = re.compile(r"__[^/]*__($|/)")  # members that are no samples
 LANES = 32  # at most; fewer where there are fewer shards or rows
 BLOCK = 128  # samples of a lane that are mixed
 
@@ -51,8 +53,8 @@ def find_shards(path: Path | str, rejects: Rejects) -> list[Shard]:
     if text.endswith(LIST):
         return _listed(Path(text))
     found = []
-    for url in _library().shardlists.expand_urls(text):
-        if _is_remote(url):
+    for url in expanded(text):
+        if is_remote(url):
             raise UsageError(
                 f"{url}: how many samples it holds is not known", hint=f"omnimamba data index '{text}' -o all{LIST}"
             )
@@ -60,7 +62,14 @@ def find_shards(path: Path | str, rejects: Rejects) -> list[Shard]:
     return found
 
 
-def _is_remote(url: str) -> bool:
+def expanded(text: str) -> list[str]:
+    """The shards behind braces: a-{00..02}.tar is three."""
+    found: list[str] = _library().shardlists.expand_urls(text)
+    return found
+
+
+def is_remote(url: str) -> bool:
+    """Whether a shard is read through a program or a protocol."""
     return url.startswith("pipe:") or "://" in url
 
 
@@ -79,7 +88,7 @@ def _listed(path: Path) -> list[Shard]:
             row = json.loads(line)
             url = row["shard"]
             # a relative path means: beside the list
-            found.append(Shard(url if _is_remote(url) else str(path.parent / url), int(row["samples"])))
+            found.append(Shard(url if is_remote(url) else str(path.parent / url), int(row["samples"])))
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -110,8 +119,8 @@ def count(url: str) -> int:
 
 
 def _grouped(files: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Members of a tar file to samples, by the library's rule; its own meta files (__NAME__) are left out."""
-    kept = (f for f in files if not (f and f["fname"].startswith("__")))
+    """Members of a tar file to samples, by the library's rules."""
+    kept = (f for f in files if not META.match(f["fname"]))
     found: Iterator[dict[str, Any]] = _library().tariterators.group_by_keys(kept)
     return found
 
@@ -161,6 +170,10 @@ class ShardSamples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
 
     def __len__(self) -> int:
         return sum(shard.samples for shard in self.shards)
+
+    def raws(self) -> Iterator[Raw | Bad]:
+        """Every sample as it lies in the shards."""
+        return (raw for _, raw in self.in_order(0, len(self)))
 
     def in_order(self, start: int, end: int) -> Iterator[tuple[int, Raw | Bad]]:
         """Keys of the samples start to end as they lie in the shards, which are read for it."""

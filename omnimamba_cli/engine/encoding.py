@@ -98,6 +98,7 @@ class Tokenizing:
             yield from skipping.said()
             done += len(batch)
             yield Progress(step=done, steps=self.total, values={}, seconds=0.0)
+        skipping.rejects.check(max(self.total, 1))
         part.finish()
         if join(settings):
             yield Saved(path=settings.output, step=done)
@@ -184,7 +185,8 @@ def join(settings: TokenizeSettings) -> bool:
     """Make the output of all parts if they are done, and remove them. Returns whether the output is there."""
     parts = [_lines(settings, number) for number in range(1, settings.shard[1] + 1)]
     if not all(_state(_log(part)).get("done") for part in parts):
-        return False
+        # our own part was done: where it is gone, another process has joined them
+        return not _log(parts[settings.shard[0] - 1]).exists()
     try:
         if len(parts) == 1:
             os.replace(parts[0], settings.output)
