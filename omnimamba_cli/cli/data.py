@@ -196,8 +196,9 @@ def _speed(out: Output, paths: list[Path], settings: "CheckSettings", workers: l
         if out.json:
             out.record({"type": "speed", **asdict(found)})
         else:
+            cpu = "" if found.cpu_ms is None else f", {found.cpu_ms:g} ms of processor time each"
             out.line(
-                f"{found.workers} workers: {found.samples_per_s:,} samples/s in batches of {found.batch} at "
+                f"{found.workers} workers: {found.samples_per_s:,} samples/s{cpu}, in batches of {found.batch} at "
                 f"{found.side_px} px ({found.processors} processors, Pillow {found.pillow})"
             )
 

@@ -21,6 +21,7 @@ class Speed:
 
     workers: int
     samples_per_s: float
+    cpu_ms: float | None  # of processor time a sample, which other programs do not change; without workers alone
     samples: int
     seconds: float
     batch: int
@@ -39,12 +40,13 @@ def measure_speed(
     stream = sample_batches(samples, settings.seed, Split(batch), 0, collate=collate, workers=workers, pin=False)
     for _ in range(max(1, 4 * workers)):  # what the workers have read ahead while they started is no measure
         next(stream)
-    read, start = 0, time.monotonic()
+    read, start, cpu = 0, time.monotonic(), time.process_time()
     while (passed := time.monotonic() - start) < seconds:
         read += next(stream).samples
     return Speed(
         workers=workers,
         samples_per_s=round(read / passed, 1),
+        cpu_ms=None if workers else round(1000 * (time.process_time() - cpu) / read, 2),
         samples=read,
         seconds=round(passed, 2),
         batch=batch,
