@@ -8,6 +8,7 @@ import typer
 
 from omnimamba_cli.cli import options, train_common
 from omnimamba_cli.cli.output import Output
+from omnimamba_cli.data.rejects import BAD_SHARE
 from omnimamba_cli.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def check(
     all_pictures: Annotated[bool, typer.Option("--all", help="Decode every picture.")] = False,
     examples: Annotated[int, typer.Option("--examples", metavar="N", min=0, help="Show N samples as tokens.")] = 1,
     listed: Annotated[int, typer.Option("--list", metavar="N", min=0, help="Name N samples of each problem.")] = 5,
-    max_bad_share: train_common.MaxBadShare = 0.05,
+    max_bad_share: train_common.MaxBadShare = BAD_SHARE,
     speed: Annotated[
         str | None,
         typer.Option(

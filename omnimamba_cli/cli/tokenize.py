@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from omnimamba_cli.cli import options, train_common
+from omnimamba_cli.data.rejects import BAD_SHARE
 
 
 def command(
@@ -37,7 +38,7 @@ def command(
     ] = None,
     batch: options.BatchSize = 64,
     workers: train_common.Workers = None,
-    max_bad_share: train_common.MaxBadShare = 0.05,
+    max_bad_share: train_common.MaxBadShare = BAD_SHARE,
     force: options.Force = False,
     device: options.Device = "auto",
     quiet: options.Quiet = False,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from omnimamba_cli.cli import options, train_common
+from omnimamba_cli.data.rejects import BAD_SHARE
 
 
 def command(
@@ -48,7 +49,7 @@ def command(
     max_minutes: train_common.MaxMinutes = 0.0,
     clock_minutes: train_common.ClockMinutes = 0.0,
     workers: train_common.Workers = None,
-    max_bad_share: train_common.MaxBadShare = 0.05,
+    max_bad_share: train_common.MaxBadShare = BAD_SHARE,
     seed: train_common.TrainSeed = 0,
     resume: train_common.Resume = False,
     force: options.Force = False,

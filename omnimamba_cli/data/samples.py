@@ -111,7 +111,8 @@ class Samples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
         for number, path in enumerate(paths):
             for name, record in read_records(path, self.rejects):
                 try:
-                    packed = {"n": name, "r": number, "i": image_of(record), **words_of(record)}
+                    image = image_of(record)
+                    packed = {"n": name, "r": number, "i": image, **words_of(record, image is not None)}
                 except ValueError as error:
                     self.rejects.add(name, str(error))
                     continue
@@ -149,9 +150,17 @@ class Samples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
         return Bad(bad[0].name, bad[0].reason, also=tuple(bad[1:]))
 
 
-def words_of(record: Record) -> dict[str, Any]:  # Any: lists of strings, or of pairs of them
-    """A record's words under short names: turns "t" or captions "c". Raises ValueError where there are none."""
-    return {"t": turns_of(record)} if "conversations" in record else {"c": captions_of(record)}
+def words_of(record: Record, shown: bool) -> dict[str, Any]:  # Any: lists of strings, or of pairs of them
+    """A record's words under short names: turns "t" or captions "c"; `shown`: it has a picture.
+
+    Raises ValueError where there are none, or captions of nothing.
+    """
+    if "conversations" in record:
+        return {"t": turns_of(record)}
+    captions = captions_of(record)
+    if not shown:
+        raise ValueError("it has codes, which are for t2i" if "tokens" in record else "it has captions but no picture")
+    return {"c": captions}
 
 
 class Blob:

@@ -141,7 +141,7 @@ def samples_of(url: str) -> Iterator[Raw | Bad]:
 def _sample(name: str, fields: dict[str, Any]) -> Raw | Bad:  # Any: bytes, and strings of the library
     try:
         picture = next((fields[s[1:]] for s in IMAGE_SUFFIXES if s[1:] in fields), None)
-        words = words_of(_record(fields))
+        words = words_of(_record(fields), picture is not None)
     except ValueError as error:
         return Bad(name, str(error))
     return Raw(name, picture, words.get("t"), words.get("c"))

@@ -121,6 +121,8 @@ def test_codes_and_pictures_of_one_task_are_not_mixed(data: Data, tiny_model: Pa
         ('{"image": 3, "captions": ["a house"]}', "no file name"),
         ('{"image": "0.png", "conversations": [{"from": "gpt", "value": "a house"}]}', "no question"),
         ('{"image": "0.png", "conversations": 5}', "no list"),
+        ('{"captions": ["a house"]}', "no picture"),
+        ('{"tokens": [1, 2], "captions": ["a house"]}', "codes, which are for t2i"),
     ],
 )
 def test_malformed_lines_are_survived_when_few(

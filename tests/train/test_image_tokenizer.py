@@ -94,11 +94,18 @@ def test_interrupted_tokenize_continues_after_the_last_whole_line(data: Data, ti
 def test_text_tokenizer_reads_every_format_and_refuses_to_overwrite(data: Data, tmp_path: Path) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_text("zebra zebra zebra zebra\n")
+    table = tmp_path / "table.csv"
+    table.write_text("image,caption\n" + "x.png,walrus\n" * 4)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (4, 4)).save(photos / "a.png")
+    (photos / "a.txt").write_text("quokka\n" * 4)
     out = tmp_path / "tokenizer.json"
-    files = [data.talks, data.captions, data.codes, plain]
-    list(tokenizing.train_text_tokenizer(files, 300, out))
+    files = [data.talks, data.captions, data.codes, plain, table, photos]
+    list(tokenizing.train_text_tokenizer(files, 320, out))
     vocabulary = json.loads(out.read_text())["model"]["vocab"]
     assert "zebra" in vocabulary
+    assert {"walrus", "quokka"} & {word.removeprefix("\u0120") for word in vocabulary} == {"walrus", "quokka"}
     assert any("house" in word for word in vocabulary)
     with pytest.raises(InputError, match="exists"):
         list(tokenizing.train_text_tokenizer(files, 300, out))
