@@ -223,9 +223,10 @@ def index(
     omnimamba train-stage1 --task mmu --data all.shards.jsonl ...
     """
     out = options.configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
-    from omnimamba_cli.data.shards import LIST
+    from omnimamba_cli.data.shards import LIST, expanded
     from omnimamba_cli.engine.indexing import index_shards
 
     if not output.name.endswith(LIST):
         raise UsageError(f"{output} does not end in {LIST}, by which a list is known", hint=f"-o all{LIST}")
-    train_common.show(index_shards(shards, output, force=force), out, "shards", len(shards))
+    urls = [url for text in shards for url in expanded(text)]
+    train_common.show(index_shards(urls, output, force=force), out, "shards", len(urls))

@@ -18,7 +18,11 @@ def command(
     ],
     data: Annotated[
         list[Path],
-        typer.Option("--data", metavar="FILE", help="mmu: conversations or captions; t2i: codes. May be repeated."),
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="mmu: conversations or captions; t2i: codes, or pictures with captions. May be repeated.",
+        ),
     ],
     image_root: train_common.ImageRoot = None,
     keep_question: Annotated[

@@ -15,7 +15,10 @@ def command(
     data_mmu: Annotated[
         list[Path], typer.Option("--data-mmu", metavar="FILE", help="Conversations or captions. May be repeated.")
     ],
-    data_t2i: Annotated[list[Path], typer.Option("--data-t2i", metavar="FILE", help="Codes. May be repeated.")],
+    data_t2i: Annotated[
+        list[Path],
+        typer.Option("--data-t2i", metavar="FILE", help="Codes, or pictures with captions. May be repeated."),
+    ],
     init: Annotated[
         str | None, typer.Option("--init", metavar="DIR|PRESET", help="One model to start from.", show_default=False)
     ] = None,

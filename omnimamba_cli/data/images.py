@@ -88,7 +88,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 def _to_tensor(image: Image.Image) -> Tensor:
     """RGB to uint8 (3 h w)."""
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))  # one copy
 
 
 def tower_pixels(image: Image.Image, size: int) -> Tensor:

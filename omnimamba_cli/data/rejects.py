@@ -1,5 +1,6 @@
 """Samples that cannot be used: each left out, counted, named once, and too many of them refused."""
 
+import math
 from dataclasses import dataclass, field
 
 from omnimamba_cli.errors import DataError
@@ -36,11 +37,17 @@ class Rejects:
         """The first one with its reason."""
         return next((f"{name}: {reason}" for name, reason in self.reasons.items()), None)
 
-    def check(self, seen: int) -> None:
-        """Raises DataError when more than the limit of `seen` samples were bad."""
-        if len(self.reasons) > self.limit * seen:
+    def check(self, seen: int, total: int | None = None) -> None:
+        """Raises DataError when more than the limit of `seen` samples were bad; `total`: seen is a part of so many."""
+        if len(self.reasons) > allowed(self.limit, seen, total):
             raise DataError(
                 f"{len(self.reasons):,} of {seen:,} samples are bad, more than {100 * self.limit:.4g}%; "
                 f"first: {self.first}",
                 hint=REMEDY,
             )
+
+
+def allowed(limit: float, seen: int, total: int | None = None) -> float:
+    """Bad samples among those seen that keep to the limit. A part of the data may have three deviations more."""
+    wanted = limit * seen
+    return wanted + 3 * math.sqrt(wanted) if total is not None and seen < total else wanted

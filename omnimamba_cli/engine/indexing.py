@@ -6,17 +6,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omnimamba_cli.data.rejects import Rejects
-from omnimamba_cli.data.shards import count, count_local, expanded, is_remote
+from omnimamba_cli.data.shards import count, count_local, is_remote
 from omnimamba_cli.engine.safetensors_io import partial
-from omnimamba_cli.errors import DataError, InputError
+from omnimamba_cli.errors import InputError
 from omnimamba_cli.train.events import Event, Progress, Saved, Skipped
 
 
-def index_shards(shards: Sequence[str], output: Path, *, force: bool = False) -> Iterator[Event]:
+def index_shards(urls: Sequence[str], output: Path, *, force: bool = False) -> Iterator[Event]:
     """Count every shard and write the list. Local paths are written relative to it, URLs are read whole."""
     if output.exists() and not force:
         raise InputError(f"{output} exists", hint="--force replaces it")
-    urls = [url for text in shards for url in expanded(text)]
     lines = []
     for number, url in enumerate(urls, 1):
         rejects = Rejects()
@@ -26,8 +25,6 @@ def index_shards(shards: Sequence[str], output: Path, *, force: bool = False) ->
         place = url if is_remote(url) else os.path.relpath(url, output.parent)
         lines.append(json.dumps({"shard": place, "samples": samples}, ensure_ascii=False) + "\n")
         yield Progress(step=number, steps=len(urls), values={}, seconds=0.0)
-    if not lines:
-        raise DataError("no shard was named", hint="omnimamba data index 'shards/{000..099}.tar' -o all.shards.jsonl")
     with partial(output) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
     yield Saved(path=output, step=len(lines))

@@ -13,7 +13,7 @@ from omnimamba_cli.config import Task
 from omnimamba_cli.data.codes import DrawnCodes
 from omnimamba_cli.data.pictures import SketchMaker
 from omnimamba_cli.data.records import read_records
-from omnimamba_cli.data.rejects import BAD_SHARE, REMEDY, Bad, Rejects
+from omnimamba_cli.data.rejects import BAD_SHARE, REMEDY, Bad, Rejects, allowed
 from omnimamba_cli.data.samples import TRIES, Maker, Raw, Samples, problem
 from omnimamba_cli.data.shards import ShardSamples, is_shards, samples_of
 from omnimamba_cli.data.talks import TalkMaker
@@ -141,10 +141,8 @@ def _said(samples: DrawnCodes | Samples | ShardSamples, task: Task, seed: int) -
     looked_at, found = first_look(samples, seed)
     if not found:
         return
-    # a part can be worse than the whole by chance; the whole cannot
-    allowed = samples.rejects.limit * (1 if looked_at == len(samples) else 2) * looked_at
     first = f"{found[0].name}: {found[0].reason}"
-    if len(found) > allowed:
+    if len(found) > allowed(samples.rejects.limit, looked_at, len(samples)):
         raise DataError(
             f"{len(found):,} of {looked_at:,} {task} samples looked at cannot be used; first: {first}",
             hint=REMEDY,

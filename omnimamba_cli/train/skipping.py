@@ -29,7 +29,7 @@ class Skipping:
                 last = "; further ones are counted, not named" if number == NAMED else ""
                 self.events.append(Skipped(name=one.name, reason=one.reason + last))
         if bad and self.seen >= min(CHECK_AFTER, self.samples):
-            self.rejects.check(min(self.seen, self.samples))
+            self.rejects.check(min(self.seen, self.samples), self.samples)
         return len(bad)
 
     def said(self) -> list[Event]:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from omnimamba_cli.data.rejects import Rejects
 from omnimamba_cli.engine.training import Note, Progress, Skipped, StageSettings, train
 from omnimamba_cli.errors import DataError, InputError, UsageError
 from tests.train.conftest import Data, loop, stage
@@ -80,12 +81,15 @@ def test_a_run_over_bad_samples_resumes_to_the_bit_whatever_the_workers(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize("kind", ["mmu", "t2i"])
 def test_too_many_bad_samples_end_the_run_and_the_share_is_an_option(
-    data: Data, tiny_model: Path, tmp_path: Path, cut: str
+    kind: str, data: Data, tiny_model: Path, tmp_path: Path, cut: str
 ) -> None:
-    path = talks_with(data, tmp_path, dict.fromkeys(range(32), cut))
-    settings = stage("mmu", data, tiny_model, tmp_path / "out", data_mmu=(path,), loop=loop(steps=3))
-    with pytest.raises(DataError, match=r"samples are bad, more than 5%; first: talks.json\[\d+\]: .*cut.png"):
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text((json.dumps({"image": cut, "captions": ["a house"]}) + "\n") * 32)
+    settings = stage(kind, data, tiny_model, tmp_path / "out", loop=loop(steps=3))
+    settings = dataclasses.replace(settings, data_mmu=(captions,), data_t2i=(captions,))
+    with pytest.raises(DataError, match=r"samples are bad, more than 5%; first: captions.jsonl:\d+: .*cut.png"):
         list(train(settings))
     # nothing can be read and the user puts up with that: nothing is learnt, and nothing is NaN
     blind = dataclasses.replace(settings, output=tmp_path / "blind", max_bad_share=1.0)
@@ -93,6 +97,16 @@ def test_too_many_bad_samples_end_the_run_and_the_share_is_an_option(
     assert [r.values["loss"] for r in reports] == [0.0] * 3
     before, after = (load_file(p / "model.safetensors") for p in (tiny_model, blind.output))
     assert all(torch.equal(before[name].float(), after[name]) for name in before)
+
+
+def test_chance_in_a_part_of_the_data_does_not_end_a_run_and_the_whole_does() -> None:
+    rejects = Rejects(0.05, {f"{i}": "bad" for i in range(11)})
+    rejects.check(100, 1000)
+    for seen, total in ((100, 100), (100, None), (60, 1000)):
+        with pytest.raises(DataError, match=f"11 of {seen} samples"):
+            rejects.check(seen, total)
+    with pytest.raises(DataError, match="more than 0%"):
+        Rejects(0.0, {"a": "bad"}).check(10, 1000)
 
 
 def test_pictures_drawn_in_training_equal_their_codes(data: Data, tiny_model: Path, tmp_path: Path) -> None:
