@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.config import ModelConfig, VQConfig
-from omnimamba_cli.data.records import Record, captions_of, read_records
+from omnimamba_cli.data.records import Record, captions_of, labels_of, read_records
 from omnimamba_cli.data.rejects import BAD_SHARE, Rejects
 from omnimamba_cli.data.samples import draws
 from omnimamba_cli.data.sequences import t2i_prefix
 from omnimamba_cli.data.tokenizer import TextTokenizer
-from omnimamba_cli.errors import DataError, InputError
+from omnimamba_cli.errors import InputError
 
 CACHE_FORMAT = 2
 
@@ -40,7 +40,7 @@ class DrawnCodes:
     ) -> None:
         self.config, self.seed = config, seed
         self.rejects = Rejects(limit)
-        parts = [self._load(path, tokenizer) for path in paths]
+        parts = [self._load(*one, tokenizer) for one in zip(paths, labels_of(paths), strict=True)]
         self.codes = np.concatenate([p["codes"] for p in parts])
         shifts = np.cumsum([0, *(len(p["prefixes"]) for p in parts)])
         self.prefixes = np.concatenate([p["prefixes"] for p in parts])
@@ -48,7 +48,7 @@ class DrawnCodes:
         counts = np.concatenate([np.diff(p["first"]) for p in parts])
         self.first = np.concatenate([[0], np.cumsum(counts)])
         if not len(self.codes):
-            raise DataError(f"no sample could be used in {', '.join(map(str, paths))}", hint=self.rejects.first)
+            raise self.rejects.none_left(paths)
         self.rejects.check(len(self.codes) + len(self.rejects.reasons))
 
     def __len__(self) -> int:
@@ -63,12 +63,12 @@ class DrawnCodes:
         prefixes, codes = self.prefixes[caption].astype(np.int32), self.codes[indices].astype(np.int32)
         return torch.from_numpy(prefixes), torch.from_numpy(codes)
 
-    def _load(self, path: Path, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:
+    def _load(self, path: Path, label: str, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:
         """One file, through a cache beside it that knows the file, the tokenizer and the sizes."""
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         stat = path.stat()
-        parts = (CACHE_FORMAT, stat.st_size, stat.st_mtime_ns, self.config.text, self.config.caption_tokens)
+        parts = (CACHE_FORMAT, label, stat.st_size, stat.st_mtime_ns, self.config.text, self.config.caption_tokens)
         key = hashlib.sha256(repr((*parts, self.config.vq)).encode() + tokenizer.tokenizer.to_str().encode())
         cache = path.with_name(path.name + ".cache.npz")
         known = _read_cache(cache, key.hexdigest())
@@ -76,16 +76,16 @@ class DrawnCodes:
             self.rejects.reasons.update(json.loads(known["rejects"].tobytes()))
             return known
         before = set(self.rejects.reasons)
-        parsed = self._parse(path, tokenizer)
+        parsed = self._parse(path, label, tokenizer)
         mine = {name: why for name, why in self.rejects.reasons.items() if name not in before}
         parsed["rejects"] = np.frombuffer(json.dumps(mine).encode(), np.uint8)
         _write_cache(cache, key.hexdigest(), parsed)
         return parsed
 
-    def _parse(self, path: Path, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:
+    def _parse(self, path: Path, label: str, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:
         codes, chosen, first = array("i"), array("i"), array("q", [0])
         captions: dict[str, int] = {"": 0}
-        for name, record in read_records(path, self.rejects):
+        for name, record in read_records(path, self.rejects, label):
             try:
                 row = codes_of(record, self.config.vq)
                 said = captions_of(record)

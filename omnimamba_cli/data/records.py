@@ -6,7 +6,7 @@ Every format becomes the same records: {"image": name, "captions": [...]}, {"ima
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,25 @@ IMAGE_KEYS = ("image", "file_name", "path")
 CAPTION_KEYS = ("captions", "caption", "text")
 
 
-def read_records(path: Path, rejects: Rejects) -> Iterator[tuple[str, Record]]:
+def read_records(path: Path, rejects: Rejects, label: str | None = None) -> Iterator[tuple[str, Record]]:
     """(name, record) of a file or folder, one at a time; the name says where it stands: `talks.json[3]`, `a.csv:7`.
 
-    A malformed line or picture is a bad sample and goes into `rejects`. Raises DataError for a malformed array or
-    table head, InputError for what cannot be read.
+    `label` stands for the file in names; without it, its own name. A malformed line or picture is a bad sample and goes
+    into `rejects`. Raises DataError for a malformed array or table head, InputError for what cannot be read.
     """
+    label = label or path.name
     try:
         if path.is_dir():
-            yield from _folder(path, rejects)
+            yield from _folder(path, label, rejects)
         elif path.suffix.lower() in TABLES:
-            yield from _table(path, rejects)
+            yield from _table(path, label, rejects)
         else:
             with path.open(encoding="utf-8-sig", errors="replace") as file:
                 start = file.read(1)
                 while start and start.isspace():
                     start = file.read(1)
                 file.seek(0)
-                yield from _array(path, file.read()) if start == "[" else _lines(path, file, rejects)
+                yield from _array(path, label, file.read()) if start == "[" else _lines(label, file, rejects)
     except OSError as error:
         raise InputError(
             f"{error.filename or path}: {(error.strerror or str(error)).lower()}",
@@ -47,16 +48,24 @@ def read_records(path: Path, rejects: Rejects) -> Iterator[tuple[str, Record]]:
         ) from None
 
 
-def root_of(path: Path) -> Path:
-    """The folder that a file's pictures are named relative to where --image-root says nothing."""
-    return path if path.is_dir() else path.parent
+def root_of(path: Path, image_root: Path | None) -> Path:
+    """The folder that the names of a data file's pictures are relative to."""
+    if path.is_dir():
+        return path
+    return image_root or path.parent
 
 
-def _lines(path: Path, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple[str, Record]]:
+def labels_of(paths: Sequence[Path]) -> list[str]:
+    """What stands for each file in the names of samples: its name, or its path where another has the same name."""
+    names = [path.name for path in paths]
+    return [str(path) if names.count(path.name) > 1 else path.name for path in paths]
+
+
+def _lines(label: str, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple[str, Record]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name = f"{path.name}:{number}"
+        name = f"{label}:{number}"
         try:
             value = json.loads(line)
         except ValueError as error:
@@ -68,7 +77,7 @@ def _lines(path: Path, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple
             rejects.add(name, "no JSON object")
 
 
-def _array(path: Path, text: str) -> Iterator[tuple[str, Record]]:
+def _array(path: Path, label: str, text: str) -> Iterator[tuple[str, Record]]:
     decoder = json.JSONDecoder()
     place, number = text.index("[") + 1, 0
     while True:
@@ -86,10 +95,10 @@ def _array(path: Path, text: str) -> Iterator[tuple[str, Record]]:
             ) from None
         if not isinstance(value, dict):
             raise DataError(f"{path}: item {number} is no JSON object", hint="every item is one sample: {...}")
-        yield f"{path.name}[{number}]", value
+        yield f"{label}[{number}]", value
 
 
-def _table(path: Path, rejects: Rejects) -> Iterator[tuple[str, Record]]:
+def _table(path: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Record]]:
     """A row is a picture and a caption; rows of the same picture are one sample with several captions."""
     found: dict[str, tuple[str, list[str]]] = {}
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
@@ -103,7 +112,7 @@ def _table(path: Path, rejects: Rejects) -> Iterator[tuple[str, Record]]:
             )
         for row in rows:
             image, caption = (row[column] for column in columns if column is not None)
-            name = f"{path.name}:{rows.line_num}"
+            name = f"{label}:{rows.line_num}"
             if image and caption:
                 found.setdefault(image, (name, []))[1].append(caption)
             else:
@@ -112,19 +121,20 @@ def _table(path: Path, rejects: Rejects) -> Iterator[tuple[str, Record]]:
         yield name, {"image": image, "captions": captions}
 
 
-def _folder(folder: Path, rejects: Rejects) -> Iterator[tuple[str, Record]]:
+def _folder(folder: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Record]]:
     """Every picture below a folder, in the order of paths, with the lines of the .txt file of the same name."""
     pictures = pictures_below(folder)
     if not pictures:
         raise InputError(f"{folder}: no pictures below it ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})")
     for picture in pictures:
-        name = picture.relative_to(folder).as_posix()
+        image = picture.relative_to(folder).as_posix()
+        name = f"{label}/{image}"
         try:
             text = picture.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace")
         except FileNotFoundError:
             rejects.add(name, f"there is no {picture.with_suffix('.txt').name} with its captions beside it")
             continue
-        yield name, {"image": name, "captions": [line.strip() for line in text.splitlines()]}
+        yield name, {"image": image, "captions": [line.strip() for line in text.splitlines()]}
 
 
 def pictures_below(folder: Path) -> list[Path]:

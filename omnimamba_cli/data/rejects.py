@@ -1,6 +1,7 @@
 """Samples that cannot be used: each left out, counted, named once, and too many of them refused."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from omnimamba_cli.errors import DataError
@@ -36,6 +37,11 @@ class Rejects:
     def first(self) -> str | None:
         """The first one with its reason."""
         return next((f"{name}: {reason}" for name, reason in self.reasons.items()), None)
+
+    def none_left(self, paths: Iterable[object]) -> DataError:
+        """The error for data of which nothing can be used."""
+        why = f"; first: {self.first}" if self.reasons else ""
+        return DataError(f"no sample of {', '.join(map(str, paths))} can be used{why}", hint=REMEDY)
 
     def check(self, seen: int, total: int | None = None) -> None:
         """Raises DataError when more than the limit of `seen` samples were bad; `total`: seen is a part of so many."""

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from omnimamba_cli.data.images import image_size, load_image
-from omnimamba_cli.data.records import Record, captions_of, image_of, read_records, root_of, turns_of
+from omnimamba_cli.data.records import Record, captions_of, image_of, labels_of, read_records, root_of, turns_of
 from omnimamba_cli.data.rejects import BAD_SHARE, Bad, Rejects
 from omnimamba_cli.data.sequences import Turn
-from omnimamba_cli.errors import DataError, InputError
+from omnimamba_cli.errors import InputError
 
 TRIES = 10  # samples that are looked at before a row of a batch is given up; 1: none is replaced
 REPLACING = 16  # the first stream of `draws` that replacements use
@@ -101,15 +101,15 @@ class Samples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
     ) -> None:
         self.maker, self.seed, self.tries = maker, seed, tries
         self.rejects = Rejects(limit)
-        self.roots = [str(image_root or root_of(path)) for path in paths]
+        self.roots = [str(root_of(path, image_root)) for path in paths]
         self.blob = Blob(self._read(paths))
         if not len(self.blob):
-            raise DataError(f"no sample could be used in {', '.join(map(str, paths))}", hint=self.rejects.first)
+            raise self.rejects.none_left(paths)
         self.rejects.check(len(self.blob) + len(self.rejects.reasons))
 
     def _read(self, paths: Sequence[Path]) -> Iterator[bytes]:
-        for number, path in enumerate(paths):
-            for name, record in read_records(path, self.rejects):
+        for number, (path, label) in enumerate(zip(paths, labels_of(paths), strict=True)):
+            for name, record in read_records(path, self.rejects, label):
                 try:
                     image = image_of(record)
                     packed = {"n": name, "r": number, "i": image, **words_of(record, image is not None)}

@@ -127,12 +127,11 @@ def _grouped(files: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def samples_of(url: str) -> Iterator[Raw | Bad]:
     """A shard's samples in order, undecoded. Raises InputError where it cannot be read."""
-    short = url.rsplit("/", 1)[-1]
     number = 0
     try:
         for fields in _library().tariterators.tarfile_samples([{"url": url}]):
             number += 1
-            yield _sample(f"{short}/{fields['__key__']}", fields)
+            yield _sample(f"{url}[{fields['__key__']}]", fields)
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         reason = error.args[0] if error.args else error
         raise InputError(f"{url} cannot be read after sample {number}: {reason}", hint="fetch it again") from error
@@ -166,7 +165,7 @@ class ShardSamples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
         self.rejects = Rejects(limit)
         self.shards = [shard for path in paths for shard in find_shards(path, self.rejects)]
         if not len(self):
-            raise DataError(f"no sample is in {', '.join(map(str, paths))}", hint=self.rejects.first)
+            raise self.rejects.none_left(paths)
 
     def __len__(self) -> int:
         return sum(shard.samples for shard in self.shards)

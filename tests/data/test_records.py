@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from omnimamba_cli.data.records import captions_of, image_of, read_records, turns_of
+from omnimamba_cli.data.records import captions_of, image_of, labels_of, read_records, root_of, turns_of
 from omnimamba_cli.data.rejects import Rejects
 from omnimamba_cli.errors import DataError, InputError
 
@@ -45,6 +45,14 @@ def test_names_say_where_a_sample_stands(tmp_path: Path) -> None:
     assert [name for name, *_ in records(tmp_path / "a.csv")] == ["a.csv:3", "a.csv:4"]
 
 
+def test_files_of_one_name_are_told_apart_and_a_folder_is_its_own_root(tmp_path: Path) -> None:
+    paths = [tmp_path / "x" / "a.jsonl", tmp_path / "y" / "a.jsonl", tmp_path / "b.csv"]
+    assert labels_of(paths) == [str(paths[0]), str(paths[1]), "b.csv"]
+    assert root_of(paths[0], None) == tmp_path / "x"
+    assert root_of(paths[0], tmp_path / "images") == tmp_path / "images"
+    assert root_of(tmp_path, tmp_path / "images") == tmp_path
+
+
 def test_rows_without_picture_or_caption_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,caption\na.png,\n,a fox\nb.png\nc.png,a cat\n")
     rejects = Rejects()
@@ -65,7 +73,7 @@ def test_a_picture_without_text_is_named_and_an_empty_folder_refused(tmp_path: P
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     rejects = Rejects()
     assert records(tmp_path, rejects) == []
-    assert rejects.reasons == {"a.png": "there is no a.txt with its captions beside it"}
+    assert rejects.reasons == {f"{tmp_path.name}/a.png": "there is no a.txt with its captions beside it"}
 
 
 def test_what_is_not_there_says_what_is_taken(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data import shards
 from omnimamba_cli.data.batches import Collate, all_bad
 from omnimamba_cli.data.mixing import Split, sample_batches
-from omnimamba_cli.data.rejects import Rejects
+from omnimamba_cli.data.rejects import Bad, Rejects
+from omnimamba_cli.data.samples import Raw
 from omnimamba_cli.data.shards import Shard, ShardSampler, ShardSamples, find_shards, samples_of
 from omnimamba_cli.data.talks import Talk, TalkMaker
 from omnimamba_cli.data.tokenizer import TextTokenizer
@@ -35,17 +36,21 @@ def found(write_shards: Write) -> list[Shard]:
     return find_shards(write_shards(SIZES), Rejects())
 
 
+def key_of(raw: Raw | Bad) -> str:
+    return raw.name.rsplit("[")[1][:-1]
+
+
 def names(sampler: ShardSampler, steps: int) -> list[list[tuple[int, str]]]:
     batches = islice(sampler, steps * sampler.split.parts)
-    return [[(position, raw.name.split("/")[1]) for position, raw in batch] for batch in batches]
+    return [[(position, key_of(raw)) for position, raw in batch] for batch in batches]
 
 
 def test_shards_are_counted_and_read_in_order(found: list[Shard]) -> None:
     assert [shard.samples for shard in found] == SIZES
     read = [raw for shard in found for raw in samples_of(shard.url)]
-    assert [raw.name.split("/")[1] for raw in read] == [f"s{i}" for i in range(34)]
-    assert [raw.captions for raw in read if not isinstance(raw, shards.Bad)] == [[f"number {i}"] for i in range(34)]
-    assert all(raw.open().size == (8, 8) for raw in read if not isinstance(raw, shards.Bad))
+    assert [key_of(raw) for raw in read] == [f"s{i}" for i in range(34)]
+    assert [raw.captions for raw in read if not isinstance(raw, Bad)] == [[f"number {i}"] for i in range(34)]
+    assert all(raw.open().size == (8, 8) for raw in read if not isinstance(raw, Bad))
 
 
 def test_every_epoch_of_a_lane_has_all_its_samples_in_a_new_order(write_shards: Write, monkeypatch: Any) -> None:
@@ -90,7 +95,7 @@ def test_batches_do_not_depend_on_workers_and_leave_bad_samples_out(write_shards
     assert [b.ids.tolist() for b in batches[0]] == [b.ids.tolist() for b in batches[2]]
     assert [b.targets.tolist() for b in batches[0]] == [b.targets.tolist() for b in batches[2]]
     bad = [one for batch in batches[2] for one in batch.bad]
-    assert [one.name for one in bad] == ["00.tar/s4"] * 2  # two epochs
+    assert [one.name.rsplit("/")[-1] for one in bad] == ["00.tar[s4]"] * 2  # two epochs
     assert all(len(b.pixels) + len(b.bad) == 4 for b in batches[0])
 
 
@@ -120,7 +125,7 @@ def test_a_list_names_shards_behind_programs_and_beside_it(write_shards: Write) 
     rows = [{"shard": "00.tar", "samples": 3}, {"shard": f"pipe:cat {folder / '01.tar'}", "samples": 2}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = find_shards(path, Rejects())
-    read = [raw.name.split("/")[1] for shard in found for raw in samples_of(shard.url)]
+    read = [key_of(raw) for shard in found for raw in samples_of(shard.url)]
     assert read == ["s0", "s1", "s2", "s3", "s4"]
     path.write_text(json.dumps(rows[0]) + '\n{"shard": "x"}\n')
     with pytest.raises(DataError, match=r"all.shards.jsonl:2: no shard"):
