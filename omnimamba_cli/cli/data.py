@@ -8,7 +8,7 @@ import typer
 
 from omnimamba_cli.cli import options, train_common
 from omnimamba_cli.cli.output import Output
-from omnimamba_cli.data.rejects import BAD_SHARE
+from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from omnimamba_cli.cli import options, train_common
-from omnimamba_cli.data.rejects import BAD_SHARE
+from omnimamba_cli.config import BAD_SHARE
 
 
 def command(

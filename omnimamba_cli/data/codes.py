@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnimamba_cli.config import ModelConfig, VQConfig
+from omnimamba_cli.config import BAD_SHARE, ModelConfig, VQConfig
 from omnimamba_cli.data.records import Record, captions_of, labels_of, read_records
-from omnimamba_cli.data.rejects import BAD_SHARE, Rejects
+from omnimamba_cli.data.rejects import Rejects
 from omnimamba_cli.data.samples import draws
 from omnimamba_cli.data.sequences import t2i_prefix
 from omnimamba_cli.data.tokenizer import TextTokenizer

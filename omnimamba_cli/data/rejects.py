@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.errors import DataError
 
-BAD_SHARE = 0.05  # of the samples; more of them are no accident
 REMEDY = "repair the data, check --image-root, or raise --max-bad-share; omnimamba data check FILE shows what is wrong"
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.images import image_size, load_image
 from omnimamba_cli.data.records import Record, captions_of, image_of, labels_of, read_records, root_of, turns_of
-from omnimamba_cli.data.rejects import BAD_SHARE, Bad, Rejects
+from omnimamba_cli.data.rejects import Bad, Rejects
 from omnimamba_cli.data.sequences import Turn
 from omnimamba_cli.errors import InputError
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.records import IMAGE_SUFFIXES, Record
-from omnimamba_cli.data.rejects import BAD_SHARE, Bad, Rejects
+from omnimamba_cli.data.rejects import Bad, Rejects
 from omnimamba_cli.data.samples import Maker, Raw, make, words_of
 from omnimamba_cli.errors import DataError, InputError, UsageError
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from omnimamba_cli.config import ModelConfig
+from omnimamba_cli.config import BAD_SHARE, ModelConfig
 from omnimamba_cli.data.images import tower_pixels
-from omnimamba_cli.data.rejects import BAD_SHARE, Bad
+from omnimamba_cli.data.rejects import Bad
 from omnimamba_cli.data.samples import Raw, Samples, chosen
 from omnimamba_cli.data.sequences import Turn, conversation
 from omnimamba_cli.data.tokenizer import TextTokenizer

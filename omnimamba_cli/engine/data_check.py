@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from omnimamba_cli.config import ModelConfig, Task
+from omnimamba_cli.config import BAD_SHARE, ModelConfig, Task
 from omnimamba_cli.data.codes import codes_of
 from omnimamba_cli.data.pictures import SketchMaker, captions
 from omnimamba_cli.data.records import captions_of, read_records
-from omnimamba_cli.data.rejects import BAD_SHARE, Bad, Rejects
+from omnimamba_cli.data.rejects import Bad, Rejects
 from omnimamba_cli.data.samples import Raw, Samples, draws
 from omnimamba_cli.data.shards import ShardSamples, is_shards
 from omnimamba_cli.data.talks import TalkMaker

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.mixing import loader
 from omnimamba_cli.data.pictures import Captioned, CaptionedMaker
-from omnimamba_cli.data.rejects import BAD_SHARE, Bad
+from omnimamba_cli.data.rejects import Bad
 from omnimamba_cli.engine.opening import holds_codes, open_samples, pixel_encoder
 from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.safetensors_io import partial

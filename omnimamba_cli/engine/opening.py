@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnimamba_cli.config import Task
+from omnimamba_cli.config import BAD_SHARE, Task
 from omnimamba_cli.data.codes import DrawnCodes
 from omnimamba_cli.data.pictures import SketchMaker
 from omnimamba_cli.data.records import read_records
-from omnimamba_cli.data.rejects import BAD_SHARE, REMEDY, Bad, Rejects, allowed
+from omnimamba_cli.data.rejects import REMEDY, Bad, Rejects, allowed
 from omnimamba_cli.data.samples import TRIES, Maker, Raw, Samples, problem
 from omnimamba_cli.data.shards import ShardSamples, is_shards, samples_of
 from omnimamba_cli.data.talks import TalkMaker

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from omnimamba_cli.config import ModelConfig, Task
-from omnimamba_cli.data.rejects import BAD_SHARE
+from omnimamba_cli.config import BAD_SHARE, ModelConfig, Task
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import checkpoint, storage
 from omnimamba_cli.engine.safetensors_io import read_header, read_safetensors

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from omnimamba_cli.config import VQConfig
+from omnimamba_cli.config import BAD_SHARE, VQConfig
 from omnimamba_cli.data.pictures import Pictures
 from omnimamba_cli.data.records import TABLES, captions_of, read_records, turns_of
-from omnimamba_cli.data.rejects import BAD_SHARE, Rejects
+from omnimamba_cli.data.rejects import Rejects
 from omnimamba_cli.data.resident import ResidentPictures, fits
 from omnimamba_cli.data.sequences import TRAINING_PROMPT
 from omnimamba_cli.data.tokenizer import train_bpe

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimamba_cli.config import Task
+from omnimamba_cli.config import BAD_SHARE, Task
 from omnimamba_cli.data.batches import IGNORE, Collate, DrawBatch, SketchBatch, TalkBatch, collate_sketches
 from omnimamba_cli.data.codes import DrawnCodes
 from omnimamba_cli.data.mixing import Order, Split, draw_batches, sample_batches
-from omnimamba_cli.data.rejects import BAD_SHARE
 from omnimamba_cli.data.samples import Samples
 from omnimamba_cli.data.sequences import mmu_middle, mmu_prefix
 from omnimamba_cli.data.shards import ShardSamples

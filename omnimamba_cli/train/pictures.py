@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.batches import PictureBatch, collate_pictures
 from omnimamba_cli.data.images import pixels_to_image
 from omnimamba_cli.data.mixing import Order, Split, worker_batches
 from omnimamba_cli.data.pictures import Pictures
-from omnimamba_cli.data.rejects import BAD_SHARE
 from omnimamba_cli.data.resident import ResidentPictures
 from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.train.events import Event, Sheet
