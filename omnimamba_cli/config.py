@@ -16,6 +16,7 @@ Task = Literal["mmu", "t2i"]
 TASKS: tuple[Task, ...] = ("mmu", "t2i")
 T = TypeVar("T")
 
+BAD_SHARE = 0.05  # of the training samples may be bad; more of them are no accident
 SPECIAL_TOKENS = ("[PAD]", "soi", "eoi", "sot", "eot", "t2i", "mmu", "soc", "eoc", "lvg")
 
 

@@ -30,6 +30,7 @@ HOMES = {
     "click": (),
     "timm": ("model/vision.py",),
     "huggingface_hub": ("engine/remote.py",),
+    "webdataset": ("data/shards.py",),
     "mamba_ssm": ("ops/",),
     "causal_conv1d": ("ops/",),
     "triton": ("ops/",),

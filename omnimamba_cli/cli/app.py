@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Show versions, devices, kernels and installed models."),
     "bench": ("bench", "Measure speed and memory, beside Transformers and what the hardware allows."),
     "eval": ("eval", "Measure how well a model names and draws."),
+    "data": ("data", "Look at training data before anyone trains on them."),
     "train-tokenizer": ("train_tokenizer", "Train a text tokenizer (BPE) or an image tokenizer (VQ)."),
     "tokenize": ("tokenize", "Turn pictures with captions into training tokens."),
     "train-stage1": ("train_stage1", "Train one task's own parts."),
@@ -88,10 +89,10 @@ def _listed_only() -> None:
     raise AssertionError("a command was run that was not loaded")
 
 
-def load_command(name: str) -> Callable[..., object]:
-    """The function behind a subcommand."""
+def load_command(name: str) -> Callable[..., object] | typer.Typer:
+    """The function behind a subcommand, or the application of one that has subcommands of its own."""
     module = import_module(f"omnimamba_cli.cli.{COMMANDS[name][0]}")
-    command: Callable[..., object] = module.command
+    command: Callable[..., object] | typer.Typer = module.command
     return command
 
 
@@ -109,12 +110,17 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     words = line.split()[1:] if "_OMNIMAMBA_COMPLETE" in os.environ else arguments
     named = next((word for word in words if not word.startswith("-")), None)
     for name, (_, summary) in COMMANDS.items():
-        if name == named:
-            app.command(name, short_help=summary)(load_command(name))
+        loaded = load_command(name) if name == named else None
+        if isinstance(loaded, typer.Typer):
+            app.add_typer(loaded, name=name, short_help=summary)
+        elif loaded is not None:
+            app.command(name, short_help=summary)(loaded)
         else:
             app.command(name, help=summary)(_listed_only)
     for alias, name in ALIASES.items():
-        app.command(alias, hidden=True)(load_command(name) if alias == named else _listed_only)
+        loaded = load_command(name) if alias == named else _listed_only
+        assert not isinstance(loaded, typer.Typer)
+        app.command(alias, hidden=True)(loaded)
     return app
 
 

@@ -37,6 +37,15 @@ ClockMinutes = Annotated[
     ),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that read pictures.")]
+MaxBadShare = Annotated[
+    float,
+    typer.Option(
+        "--max-bad-share",
+        min=0,
+        max=1,
+        help="Stop when more than this share of the samples cannot be used; fewer are skipped and named.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest snapshot, if there is one.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Fuse operations first; pays on long runs.")]
 TrainSeed = Annotated[int, typer.Option("--seed", envvar="OMNIMAMBA_SEED", min=0, help="Of weights, data, dropout.")]
@@ -103,11 +112,12 @@ def default_workers(workers: int | None) -> int:
 def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None:
     """Runs to the end: progress and remarks on stderr, the result's path on stdout (events as JSON with --json)."""
     from omnimamba_cli.engine.runtime import is_first_process
-    from omnimamba_cli.train.events import Finished, Note, Progress, Saved
+    from omnimamba_cli.train.events import Finished, Note, Progress, Saved, Skipped
 
     if not is_first_process():
-        for _ in events:  # the first of several processes tells
-            pass
+        for event in events:  # the first of several processes tells, but of bad samples each knows its own
+            if isinstance(event, Skipped):
+                out.note(f"skipped {event.name}: {event.reason}")
         return
     interrupted = False
     with out.progress(label, total=total) as bar:
@@ -115,6 +125,8 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
         for event in events:
             if isinstance(event, Note):
                 out.note(event.text)
+            elif isinstance(event, Skipped):
+                out.note(f"skipped {event.name}: {event.reason}")
             elif isinstance(event, Progress):
                 shown = _progress(event, out, bar, shown)
             elif isinstance(event, Saved):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from omnimamba_cli.cli import options, train_common
+from omnimamba_cli.config import BAD_SHARE
 
 
 def command(
@@ -17,7 +18,11 @@ def command(
     ],
     data: Annotated[
         list[Path],
-        typer.Option("--data", metavar="FILE", help="mmu: conversations or captions; t2i: codes. May be repeated."),
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="mmu: conversations or captions; t2i: codes, or pictures with captions. May be repeated.",
+        ),
     ],
     image_root: train_common.ImageRoot = None,
     keep_question: Annotated[
@@ -48,6 +53,7 @@ def command(
     max_minutes: train_common.MaxMinutes = 0.0,
     clock_minutes: train_common.ClockMinutes = 0.0,
     workers: train_common.Workers = None,
+    max_bad_share: train_common.MaxBadShare = BAD_SHARE,
     seed: train_common.TrainSeed = 0,
     resume: train_common.Resume = False,
     force: options.Force = False,
@@ -108,6 +114,7 @@ def command(
         caption_dropout=caption_dropout,
         unfreeze=tuple(unfreeze or ()),
         workers=train_common.default_workers(workers),
+        max_bad_share=max_bad_share,
         device=device,
         resume=resume,
         force=force,

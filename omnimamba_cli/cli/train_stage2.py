@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from omnimamba_cli.cli import options, train_common
+from omnimamba_cli.config import BAD_SHARE
 
 
 def command(
@@ -14,7 +15,10 @@ def command(
     data_mmu: Annotated[
         list[Path], typer.Option("--data-mmu", metavar="FILE", help="Conversations or captions. May be repeated.")
     ],
-    data_t2i: Annotated[list[Path], typer.Option("--data-t2i", metavar="FILE", help="Codes. May be repeated.")],
+    data_t2i: Annotated[
+        list[Path],
+        typer.Option("--data-t2i", metavar="FILE", help="Codes, or pictures with captions. May be repeated."),
+    ],
     init: Annotated[
         str | None, typer.Option("--init", metavar="DIR|PRESET", help="One model to start from.", show_default=False)
     ] = None,
@@ -48,6 +52,7 @@ def command(
     max_minutes: train_common.MaxMinutes = 0.0,
     clock_minutes: train_common.ClockMinutes = 0.0,
     workers: train_common.Workers = None,
+    max_bad_share: train_common.MaxBadShare = BAD_SHARE,
     seed: train_common.TrainSeed = 0,
     resume: train_common.Resume = False,
     force: options.Force = False,
@@ -114,6 +119,7 @@ def command(
         caption_dropout=caption_dropout,
         unfreeze=tuple(unfreeze or ()),
         workers=train_common.default_workers(workers),
+        max_bad_share=max_bad_share,
         device=device,
         resume=resume,
         force=force,

@@ -7,6 +7,7 @@ import typer
 
 from omnimamba_cli.cli import options, train_common
 from omnimamba_cli.cli.output import Output
+from omnimamba_cli.config import BAD_SHARE
 
 
 def command(
@@ -41,6 +42,7 @@ def command(
     max_minutes: train_common.MaxMinutes = 0.0,
     clock_minutes: train_common.ClockMinutes = 0.0,
     workers: train_common.Workers = None,
+    max_bad_share: train_common.MaxBadShare = BAD_SHARE,
     compile_model: train_common.Compile = False,
     seed: train_common.TrainSeed = 0,
     resume: train_common.Resume = False,
@@ -92,6 +94,7 @@ def command(
         revive_every=revive_every,
         sheet_every=sheet_every,
         workers=train_common.default_workers(workers),
+        max_bad_share=max_bad_share,
         device=device,
         compile=compile_model,
         resume=resume,

@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +24,34 @@ def load_image(source: Source, *, name: str | None = None, max_pixels: int = MAX
     `source` is a path, the bytes of a file, or a picture; `name` stands for bytes in errors.
     Raises InputError for a file that is missing, no picture, truncated or larger than max_pixels.
     """
+    with _opened(source, name, max_pixels) as image:
+        return _to_rgb(image)
+
+
+def image_size(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height in pixels, read from the head of a file. Raises InputError as load_image does."""
+    with _opened(source, name, max_pixels) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(source: Source, name: str | None, max_pixels: int) -> Iterator[Image.Image]:
+    """The picture, its pixels not yet read; what goes wrong, then or within the block, is an InputError."""
     label = name or (str(source) if isinstance(source, str | Path) else "the picture")
     try:
         with warnings.catch_warnings():
             # Pillow warns long before our own limit, which is checked below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(source, Image.Image):
-                return _to_rgb(source)
+                yield source
+                return
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 if image.width * image.height > max_pixels:
                     raise InputError(
                         f"{label}: {image.width}x{image.height} pixels are more than the {max_pixels:,} allowed",
                         hint="make it smaller first",
                     )
-                return _to_rgb(image)
+                yield image
     except FileNotFoundError:
         raise InputError(f"{label}: no such file") from None
     except IsADirectoryError:
@@ -72,7 +88,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 def _to_tensor(image: Image.Image) -> Tensor:
     """RGB to uint8 (3 h w)."""
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))  # one copy
 
 
 def tower_pixels(image: Image.Image, size: int) -> Tensor:

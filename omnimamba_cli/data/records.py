@@ -1,82 +1,71 @@
-"""Data files read record by record, what is wrong with them counted, and many of them held in little memory."""
+"""Data files read record by record: JSON arrays, JSON lines, CSV and TSV tables, folders of pictures with texts.
 
+Every format becomes the same records: {"image": name, "captions": [...]}, {"image", "conversations": [...]} or
+{"tokens", "captions"}. examples/data/README.md shows each.
+"""
+
+import csv
 import json
-from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from omnimamba_cli.data.rejects import Rejects
 from omnimamba_cli.data.sequences import Turn
 from omnimamba_cli.errors import DataError, InputError
 
 Record = dict[str, Any]  # Any: JSON
-BAD_SHARE = 0.05
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+TABLES = {".csv": ",", ".tsv": "\t"}
+# the first name is ours, the others are those of common exports
+IMAGE_KEYS = ("image", "file_name", "path")
+CAPTION_KEYS = ("captions", "caption", "text")
 
 
-@dataclass
-class Rejects:
-    """Samples left out: name -> why."""
+def read_records(path: Path, rejects: Rejects, label: str | None = None) -> Iterator[tuple[str, Record]]:
+    """(name, record) of a file or folder, one at a time; the name says where it stands: `talks.json[3]`, `a.csv:7`.
 
-    limit: float = BAD_SHARE
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def add(self, name: str, reason: str) -> None:
-        """Count a sample; one that comes again in a later epoch counts once."""
-        self.reasons.setdefault(name, reason)
-
-    def check(self, seen: int) -> None:
-        """Raises DataError when more than the limit of `seen` samples were bad."""
-        if len(self.reasons) > self.limit * seen:
-            name, reason = next(iter(self.reasons.items()))
-            raise DataError(
-                f"{len(self.reasons)} of {seen} samples are bad, more than {self.limit:.0%}; first: {name}: {reason}",
-                hint="repair the data, or check --image-root",
-            )
-
-
-class Blob:
-    """Many byte strings end to end in one array, which worker processes share; a million Python objects they copy."""
-
-    def __init__(self, items: Iterable[bytes]) -> None:
-        data, offsets = bytearray(), array("q", [0])
-        for item in items:
-            data += item
-            offsets.append(len(data))
-        self.data = np.frombuffer(bytes(data), np.uint8)
-        self.offsets = np.frombuffer(offsets, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> bytes:
-        return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
-
-
-def read_records(path: Path, rejects: Rejects) -> Iterator[tuple[str, Record]]:
-    """(name, object) of a JSON array or of JSON lines; one object in memory at a time.
-
-    A malformed line is a bad sample. Raises DataError for a malformed array, InputError for an unreadable file.
+    `label` stands for the file in names; without it, its own name. A malformed line or picture is a bad sample and goes
+    into `rejects`. Raises DataError for a malformed array or table head, InputError for what cannot be read.
     """
+    label = label or path.name
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            start = file.read(1)
-            while start and (start.isspace() or start == "\ufeff"):
+        if path.is_dir():
+            yield from _folder(path, label, rejects)
+        elif path.suffix.lower() in TABLES:
+            yield from _table(path, label, rejects)
+        else:
+            with path.open(encoding="utf-8-sig", errors="replace") as file:
                 start = file.read(1)
-            file.seek(0)
-            items = _array(path, file.read()) if start == "[" else _lines(path, file, rejects)
-            yield from items
+                while start and start.isspace():
+                    start = file.read(1)
+                file.seek(0)
+                yield from _array(path, label, file.read()) if start == "[" else _lines(label, file, rejects)
     except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise InputError(
+            f"{error.filename or path}: {(error.strerror or str(error)).lower()}",
+            hint="give a .json, .jsonl, .csv or .tsv file, a folder of pictures with texts, or .tar shards",
+        ) from None
 
 
-def _lines(path: Path, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple[str, Record]]:
+def root_of(path: Path, image_root: Path | None) -> Path:
+    """The folder that the names of a data file's pictures are relative to."""
+    if path.is_dir():
+        return path
+    return image_root or path.parent
+
+
+def labels_of(paths: Sequence[Path]) -> list[str]:
+    """What stands for each file in the names of samples: its name, or its path where another has the same name."""
+    names = [path.name for path in paths]
+    return [str(path) if names.count(path.name) > 1 else path.name for path in paths]
+
+
+def _lines(label: str, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple[str, Record]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name = f"{path.name}:{number}"
+        name = f"{label}:{number}"
         try:
             value = json.loads(line)
         except ValueError as error:
@@ -88,7 +77,7 @@ def _lines(path: Path, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple
             rejects.add(name, "no JSON object")
 
 
-def _array(path: Path, text: str) -> Iterator[tuple[str, Record]]:
+def _array(path: Path, label: str, text: str) -> Iterator[tuple[str, Record]]:
     decoder = json.JSONDecoder()
     place, number = text.index("[") + 1, 0
     while True:
@@ -100,31 +89,93 @@ def _array(path: Path, text: str) -> Iterator[tuple[str, Record]]:
         try:
             value, place = decoder.raw_decode(text, place)
         except ValueError as error:
-            raise DataError(f"{path} is no valid JSON array: item {number}: {error}") from None
+            raise DataError(
+                f"{path} is no valid JSON array: item {number}: {error}",
+                hint="repair that item, or write one object a line (.jsonl): then a bad line costs one sample only",
+            ) from None
         if not isinstance(value, dict):
-            raise DataError(f"{path}: item {number} is no JSON object")
-        yield f"{path.name}[{number}]", value
+            raise DataError(f"{path}: item {number} is no JSON object", hint="every item is one sample: {...}")
+        yield f"{label}[{number}]", value
+
+
+def _table(path: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Record]]:
+    """A row is a picture and a caption; rows of the same picture are one sample with several captions."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = csv.DictReader((line.replace("\0", "") for line in file), delimiter=TABLES[path.suffix.lower()])
+        columns = [next((k for k in keys if k in (rows.fieldnames or ())), None) for keys in (IMAGE_KEYS, CAPTION_KEYS)]
+        if None in columns:
+            named = ", ".join(rows.fieldnames or ()) or "empty"
+            raise DataError(
+                f"{path}: its first line ({named}) does not name the columns image and caption",
+                hint="the first line says what the columns are: image,caption",
+            )
+        for row in rows:
+            image, caption = (row[column] for column in columns if column is not None)
+            name = f"{label}:{rows.line_num}"
+            if image and caption:
+                found.setdefault(image, (name, []))[1].append(caption)
+            else:
+                rejects.add(name, "it lacks its picture or its caption")
+    for image, (name, captions) in found.items():
+        yield name, {"image": image, "captions": captions}
+
+
+def _folder(folder: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Record]]:
+    """Every picture below a folder, in the order of paths, with the lines of the .txt file of the same name."""
+    pictures = pictures_below(folder)
+    if not pictures:
+        raise InputError(f"{folder}: no pictures below it ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})")
+    for picture in pictures:
+        image = picture.relative_to(folder).as_posix()
+        name = f"{label}/{image}"
+        try:
+            text = picture.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace")
+        except FileNotFoundError:
+            rejects.add(name, f"there is no {picture.with_suffix('.txt').name} with its captions beside it")
+            continue
+        yield name, {"image": image, "captions": [line.strip() for line in text.splitlines()]}
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Files below a folder that are pictures by their names, in the order of their paths."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
+def image_of(record: Record) -> str | None:
+    """The picture's name; None for a sample of text alone. Raises ValueError for anything else."""
+    image = next((record[key] for key in IMAGE_KEYS if key in record), None)
+    if image is not None and (not isinstance(image, str) or not image):
+        raise ValueError("its image is no file name")
+    return image
 
 
 def captions_of(record: Record) -> list[str]:
-    found = record.get("captions", record.get("caption"))
+    """A sample's captions, empty ones left out. Raises ValueError where none is left."""
+    found = next((record[key] for key in CAPTION_KEYS if key in record), None)
     captions = [found] if isinstance(found, str) else found
     if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
         raise ValueError("it has no captions (a list of strings)")
-    return captions
+    whole = [c for c in captions if c.strip()]
+    if not whole:
+        raise ValueError("its captions are empty")
+    return whole
 
 
 def turns_of(record: Record) -> list[Turn]:
-    """(question, answer) pairs of a LLaVA conversation, picture markers removed."""
+    """(question, answer) pairs of a LLaVA conversation, picture markers removed, empty answers left out.
+
+    Raises ValueError where no answer is left.
+    """
     said = record["conversations"]
     if not isinstance(said, list):
         raise ValueError("its conversations are no list")
     turns: list[Turn] = []
     question: str | None = None
     for message in said:
-        speaker, text = message.get("from"), message.get("value")
-        if not isinstance(text, str):
+        if not isinstance(message, dict) or not isinstance(message.get("value"), str):
             raise ValueError("a message has no text")
+        speaker, text = message.get("from"), message["value"]
         if speaker in ("human", "user"):
             question = text.replace("<image>\n", "").replace("\n<image>", "").replace("<image>", "").strip()
         elif speaker in ("gpt", "assistant") and question is not None:
@@ -132,4 +183,7 @@ def turns_of(record: Record) -> list[Turn]:
             question = None
     if not turns:
         raise ValueError("no question is followed by an answer")
-    return turns
+    whole = [(question, answer) for question, answer in turns if answer]
+    if not whole:
+        raise ValueError("its answers are empty")
+    return whole

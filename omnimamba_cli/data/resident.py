@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnimamba_cli.data.datasets import Bad, Pictures
-from omnimamba_cli.data.mixing import Order, PictureBatch, Split, start_worker
+from omnimamba_cli.data.batches import PictureBatch
+from omnimamba_cli.data.mixing import Order, Split, start_worker
+from omnimamba_cli.data.pictures import Pictures
+from omnimamba_cli.data.rejects import Bad
 
 SHARE = 0.25  # of the device's free memory that pictures may take
 CHUNK = 256  # pictures read at a time

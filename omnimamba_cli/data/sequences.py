@@ -24,6 +24,11 @@ def mmu_middle(config: ModelConfig) -> list[int]:
     return [config.text.special("eoi"), config.text.special("sot")]
 
 
+def plain_lead(config: ModelConfig) -> list[int]:
+    """Ids before the text of a sample without a picture: the same words around nothing."""
+    return [mmu_prefix(config)[0], mmu_middle(config)[-1]]
+
+
 def mmu_length(config: ModelConfig, text_tokens: int) -> int:
     """Tokens of a picture and so many of text."""
     return len(mmu_prefix(config)) + config.patches + len(mmu_middle(config)) + text_tokens

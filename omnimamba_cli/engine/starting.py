@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from omnimamba_cli.config import ModelConfig, Task
+from omnimamba_cli.config import BAD_SHARE, ModelConfig, Task
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import checkpoint, storage
 from omnimamba_cli.engine.safetensors_io import read_header, read_safetensors
@@ -45,6 +45,7 @@ class StageSettings:
     weight_t2i: float = 1.0
     caption_dropout: float | None = None  # None: the model's own
     unfreeze: tuple[str, ...] = ()
+    max_bad_share: float = BAD_SHARE  # of the samples seen; more bad ones end the run
     workers: int = 0
     device: str = "auto"
     resume: bool = False

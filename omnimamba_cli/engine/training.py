@@ -16,20 +16,19 @@ from typing import Any, Literal
 
 import torch
 
-from omnimamba_cli.config import Task
-from omnimamba_cli.data.datasets import Conversations, DrawnCodes
 from omnimamba_cli.engine import card, checkpoint
 from omnimamba_cli.engine.checkpoint import ModelFiles
+from omnimamba_cli.engine.opening import open_data
 from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.starting import StageSettings, Start, own_memory, start_of
-from omnimamba_cli.errors import InputError, UsageError
+from omnimamba_cli.errors import InputError
 from omnimamba_cli.train import snapshots
-from omnimamba_cli.train.events import Event, Finished, Note, Progress, Saved, Sheet
+from omnimamba_cli.train.events import Event, Finished, Note, Progress, Saved, Sheet, Skipped
 from omnimamba_cli.train.language import LanguageJob, Objective
 from omnimamba_cli.train.loop import Loop, LoopConfig, Precision, accelerator
 from omnimamba_cli.train.stages import freeze, part_of, trained_parts
 
-__all__ = ["Event", "Finished", "LoopConfig", "Note", "Progress", "Saved", "Sheet", "StageSettings", "train"]
+__all__ = ["Event", "Finished", "LoopConfig", "Note", "Progress", "Saved", "Sheet", "Skipped", "StageSettings", "train"]
 
 SETTINGS = "train.json"
 PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]
@@ -90,35 +89,6 @@ def _has_snapshot(output: Path) -> bool:
     return next(snapshots.newest_first(output / "snapshots"), None) is not None
 
 
-def _datasets(settings: StageSettings, start: Start) -> tuple[Conversations | None, DrawnCodes | None]:
-    talks = drawings = None
-    for task, paths in (("mmu", settings.data_mmu), ("t2i", settings.data_t2i)):
-        if task in settings.tasks and not paths:
-            option = "--data" if settings.task else f"--data-{task}"
-            raise UsageError(f"there are no {task} data", hint=f"{option} FILE")
-    if "t2i" in settings.tasks:
-        drawings = DrawnCodes(settings.data_t2i, start.config, start.tokenizer, seed=settings.loop.seed)
-    if "mmu" in settings.tasks:
-        talks = Conversations(
-            settings.data_mmu,
-            settings.image_root,
-            start.config,
-            start.tokenizer,
-            questions=settings.questions,
-            seed=settings.loop.seed,
-        )
-    return talks, drawings
-
-
-def _said(dataset: Conversations | DrawnCodes | None, task: Task) -> Iterator[Event]:
-    if dataset is None:
-        return
-    bad = dataset.rejects.reasons
-    yield Note(text=f"{task}: {len(dataset):,} samples" + (f", {len(bad):,} bad ones left out" if bad else ""))
-    for name, reason in list(bad.items())[:10]:
-        yield Note(text=f"skipped {name}: {reason}")
-
-
 def train(settings: StageSettings) -> Iterator[Event]:
     """Run a stage to its end, or until time is up; the output is a model directory either way.
 
@@ -130,10 +100,9 @@ def train(settings: StageSettings) -> Iterator[Event]:
     check_output(settings.output, resume=settings.resume, force=settings.force)
     trained_parts(settings.stage, settings.task, settings.unfreeze)
     start = start_of(settings)
-    talks, drawings = _datasets(settings, start)
+    data = open_data(settings, start)
     accelerate = accelerator(device, settings.loop.precision)
-    yield from _said(talks, "mmu")
-    yield from _said(drawings, "t2i")
+    yield from data.said
     if accelerate.is_main_process:
         yield from prepare_output(settings.output, resume=settings.resume)
     accelerate.wait_for_everyone()
@@ -146,10 +115,12 @@ def train(settings: StageSettings) -> Iterator[Event]:
         device=device,
         seed=settings.loop.seed,
         rows={"mmu": settings.batch_mmu, "t2i": settings.batch_t2i},
-        talks=talks,
-        drawings=drawings,
+        talks=data.talks,
+        drawings=data.drawings,
+        encode=data.encoder(device),
         workers=settings.workers,
         accumulate=settings.loop.accumulate,
+        max_bad_share=settings.max_bad_share,
         ranks=accelerate.num_processes,
         rank=accelerate.process_index,
     )

@@ -16,6 +16,14 @@ class Note:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A sample that could not be used. Every process tells of its own."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """The state of a run, every log_every steps; also a line of metrics.jsonl."""
 
@@ -53,4 +61,4 @@ class Finished:
     values: dict[str, float] = field(default_factory=dict)  # the last report's
 
 
-Event = Note | Progress | Saved | Sheet | Finished
+Event = Note | Skipped | Progress | Saved | Sheet | Finished

@@ -1,23 +1,27 @@
 """The language model's two tasks as a job for the loop: forward passes, losses, batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimamba_cli.config import Task
-from omnimamba_cli.data.datasets import Conversations, DrawnCodes
-from omnimamba_cli.data.mixing import IGNORE, Collate, DrawBatch, Order, Split, TalkBatch, draw_batches, worker_batches
-from omnimamba_cli.data.records import BAD_SHARE, Rejects
+from omnimamba_cli.config import BAD_SHARE, Task
+from omnimamba_cli.data.batches import IGNORE, Collate, DrawBatch, SketchBatch, TalkBatch, collate_sketches
+from omnimamba_cli.data.codes import DrawnCodes
+from omnimamba_cli.data.mixing import Order, Split, draw_batches, sample_batches
+from omnimamba_cli.data.samples import Samples
 from omnimamba_cli.data.sequences import mmu_middle, mmu_prefix
+from omnimamba_cli.data.shards import ShardSamples
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vision import VisionTowers
-from omnimamba_cli.train.events import Event, Note
+from omnimamba_cli.train.events import Event
 from omnimamba_cli.train.optimiser import Average
+from omnimamba_cli.train.skipping import Skipping, total
 
-CHECK_BAD_AFTER = 100  # samples, or one epoch if that is shorter
+Stream = Iterator[TalkBatch] | Iterator[DrawBatch] | Iterator[SketchBatch]
 
 
 @dataclass
@@ -43,6 +47,8 @@ class Objective(nn.Module):
         config = model.config
         self.register_buffer("lead", torch.tensor([mmu_prefix(config)]), persistent=False)
         self.register_buffer("middle", torch.tensor([mmu_middle(config)]), persistent=False)
+        # bad samples so far: a buffer, so that snapshots keep it
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def train(self, mode: bool = True) -> "Objective":
         """Towers train only where they were opened."""
@@ -62,6 +68,8 @@ class Objective(nn.Module):
 
     def draw(self, batch: DrawBatch) -> Tensor:
         """Summed cross-entropy of the codes, each predicted from the position before it."""
+        if not len(batch.codes):
+            return self._nothing()
         codes = batch.codes.long()
         x = torch.cat([self.model.embed_caption(batch.prefix), self.model.embed_codes(codes[:, :-1])], dim=1)
         hidden = self.model(x, "t2i")[:, batch.prefix.shape[1] - 1 :]  # (b codes d)
@@ -77,8 +85,7 @@ class Objective(nn.Module):
         if len(batch.plain):
             rows.append(self.model.embed_text(batch.plain))
         if not rows or not len(batch.targets):
-            # nothing to learn, but a backward pass must find its way: 0 through every weight that trains
-            return torch.stack([p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad]).sum()
+            return self._nothing()
         hidden = self.model(torch.cat(rows), "mmu").flatten(0, 1)
         return self._summed(hidden.index_select(0, batch.places), batch.targets, "mmu")
 
@@ -88,6 +95,10 @@ class Objective(nn.Module):
         with torch.set_grad_enabled(self.towers.training):
             return self.towers(pixels.float() / 255)
 
+    def _nothing(self) -> Tensor:
+        """Of a batch without a target: 0 through every weight that trains, so that a backward pass finds its way."""
+        return torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
+
     def _summed(self, hidden: Tensor, targets: Tensor, task: Task) -> Tensor:
         logits = self.model.logits(hidden, task)
         # float32: a sum over many small exponentials in bf16 is off by percents
@@ -95,7 +106,10 @@ class Objective(nn.Module):
 
 
 class LanguageJob:
-    """Trains an Objective on conversations, drawings or both."""
+    """Trains an Objective on conversations, drawings or both.
+
+    drawings are codes, or pictures with captions; then `encode` turns uint8 pixels (b 3 s s) into codes (b codes).
+    """
 
     def __init__(
         self,
@@ -104,59 +118,55 @@ class LanguageJob:
         device: torch.device,
         seed: int,
         rows: Mapping[Task, int],
-        talks: Conversations | None,
-        drawings: DrawnCodes | None,
+        talks: Samples | ShardSamples | None,
+        drawings: DrawnCodes | Samples | ShardSamples | None,
+        encode: Callable[[Tensor], Tensor] | None = None,
         workers: int = 0,
         accumulate: int = 1,
         ranks: int = 1,
         rank: int = 0,
+        max_bad_share: float = BAD_SHARE,
     ) -> None:
         self.module, self.device, self.seed, self.workers = module, device, seed, workers
-        self.talks, self.drawings = talks, drawings
+        self.talks, self.drawings, self.encode = talks, drawings, encode
         self.splits = {task: Split(n, accumulate, ranks, rank) for task, n in rows.items()}
-        self.accumulate = accumulate
-        self.rejects = Rejects(limit=BAD_SHARE)
-        self.seen = 0
-        self.notes: list[Event] = []
+        self.accumulate, self.rank = accumulate, rank
+        self.skipping = {
+            "mmu": Skipping(max_bad_share, 0 if talks is None else len(talks)),
+            "t2i": Skipping(max_bad_share, 0 if drawings is None else len(drawings)),
+        }
 
     def batches(self, step: int) -> Iterator[Sequence[TaskBatches]]:
         """Micro-batches of each step on the device."""
-        streams: dict[Task, Iterator[TalkBatch] | Iterator[DrawBatch]] = {}
-        if self.drawings is not None:
+        if self.rank:
+            self.module.skipped.zero_()  # a snapshot's count is of all processes, and the first one goes on with it
+        config = self.module.model.config
+        streams: dict[Task, Stream] = {}
+        read = partial(sample_batches, step=step, workers=self.workers, pin=self.device.type == "cuda")
+        if isinstance(self.drawings, DrawnCodes):
             order = Order(len(self.drawings), self.seed + 1)
             streams["t2i"] = draw_batches(self.drawings, order, self.splits["t2i"], step)
+        elif self.drawings is not None:
+            collate = partial(collate_sketches, config)
+            streams["t2i"] = read(self.drawings, self.seed + 1, self.splits["t2i"], collate=collate)
         if self.talks is not None:
-            streams["mmu"] = worker_batches(
-                self.talks,
-                Order(len(self.talks), self.seed),
-                self.splits["mmu"],
-                step,
-                collate=Collate(self.talks.config),
-                workers=self.workers,
-                pin=self.device.type == "cuda",
-            )
+            collate_talks = Collate(config)
+            streams["mmu"] = read(self.talks, self.seed, self.splits["mmu"], collate=collate_talks)
         while True:
             yield [self._micro(streams) for _ in range(self.accumulate)]
 
-    def _micro(self, streams: Mapping[Task, Iterator[TalkBatch] | Iterator[DrawBatch]]) -> TaskBatches:
+    def _micro(self, streams: Mapping[Task, Stream]) -> TaskBatches:
         by_task: dict[Task, TalkBatch | DrawBatch] = {}
         for task, stream in streams.items():
             batch = next(stream)
-            if isinstance(batch, TalkBatch):
-                self._count(batch)
-            by_task[task] = batch.to(self.device)
+            if isinstance(batch, SketchBatch):
+                assert self.encode is not None
+                by_task[task] = batch.drawn(self.encode, self.device)
+            else:
+                by_task[task] = batch.to(self.device)
+            if new := self.skipping[task].count(by_task[task].samples, batch.bad):
+                self.module.skipped += new
         return TaskBatches(by_task)
-
-    def _count(self, batch: TalkBatch) -> None:
-        """Bad samples are named once; too many of them end the run."""
-        assert self.talks is not None
-        self.seen += batch.samples
-        for bad in batch.bad:
-            if bad.name not in self.rejects.reasons:
-                self.notes.append(Note(text=f"skipped {bad.name}: {bad.reason}"))
-            self.rejects.add(bad.name, bad.reason)
-        if self.rejects.reasons and self.seen >= min(CHECK_BAD_AFTER, len(self.talks)):
-            self.rejects.check(min(self.seen, len(self.talks)))
 
     def totals(self, micros: Sequence[TaskBatches]) -> dict[str, int]:
         """Targets of each task."""
@@ -165,9 +175,9 @@ class LanguageJob:
 
     def after_step(self, step: int, progress: float, average: Average) -> list[Event]:
         """What the data had to say."""
-        said, self.notes = self.notes, []
-        return said
+        return [event for skipping in self.skipping.values() for event in skipping.said()]
 
     def report(self) -> dict[str, float]:
-        """Bad samples so far, where there are any."""
-        return {"skipped": float(len(self.rejects.reasons))} if self.rejects.reasons else {}
+        """How often a bad sample was met so far, if one was."""
+        skipped = total(self.module.skipped)
+        return {"skipped": float(skipped)} if skipped else {}

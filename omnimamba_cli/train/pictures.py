@@ -7,14 +7,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from omnimamba_cli.data.datasets import Pictures
+from omnimamba_cli.config import BAD_SHARE
+from omnimamba_cli.data.batches import PictureBatch, collate_pictures
 from omnimamba_cli.data.images import pixels_to_image
-from omnimamba_cli.data.mixing import Order, PictureBatch, Split, collate_pictures, worker_batches
-from omnimamba_cli.data.records import BAD_SHARE, Rejects
+from omnimamba_cli.data.mixing import Order, Split, worker_batches
+from omnimamba_cli.data.pictures import Pictures
 from omnimamba_cli.data.resident import ResidentPictures
 from omnimamba_cli.model.vq import VQModel
-from omnimamba_cli.train.events import Event, Note, Sheet
+from omnimamba_cli.train.events import Event, Sheet
 from omnimamba_cli.train.optimiser import Average
+from omnimamba_cli.train.skipping import Skipping
 
 CODEBOOK = "model.quantize.embedding.weight"
 REVIVE_UNTIL = 0.8  # of the run
@@ -48,6 +50,7 @@ class VQObjective(nn.Module):
         size = model.config.codebook_size
         self.register_buffer("used", torch.zeros(size), persistent=False)  # since the last report
         self.register_buffer("alive", torch.zeros(size), persistent=False)  # since the last revival
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)  # bad pictures so far
 
     def forward(self, micro: Pixels, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weighted means over the step's pictures: "loss" and its parts."""
@@ -93,13 +96,12 @@ class VQJob:
         revive_every: int = 100,
         sheet_every: int = 1000,
         autocast: torch.dtype | None = None,
+        max_bad_share: float = BAD_SHARE,
     ) -> None:
         self.module, self.pictures, self.device, self.seed = module, pictures, device, seed
         self.split, self.workers, self.accumulate = Split(rows, accumulate), workers, accumulate
         self.revive_every, self.sheet_every, self.autocast = revive_every, sheet_every, autocast
-        self.rejects = Rejects(limit=BAD_SHARE)
-        self.seen = 0
-        self.notes: list[Event] = []
+        self.skipping = Skipping(max_bad_share, len(pictures))
         self.recent: Tensor | None = None  # pictures of the last micro-batch
 
     def batches(self, step: int) -> Iterator[Sequence[Pixels]]:
@@ -121,13 +123,8 @@ class VQJob:
             yield [self._micro(next(stream)) for _ in range(self.accumulate)]
 
     def _micro(self, batch: PictureBatch) -> Pixels:
-        self.seen += batch.samples
-        for bad in batch.bad:
-            if bad.name not in self.rejects.reasons:
-                self.notes.append(Note(text=f"skipped {bad.name}: {bad.reason}"))
-            self.rejects.add(bad.name, bad.reason)
-        if self.rejects.reasons and self.seen >= min(100, len(self.pictures)):
-            self.rejects.check(min(self.seen, len(self.pictures)))
+        if new := self.skipping.count(batch.samples, batch.bad):
+            self.module.skipped += new
         pixels = batch.pixels.to(self.device, non_blocking=True)
         if len(pixels):
             self.recent = pixels
@@ -144,7 +141,7 @@ class VQJob:
             if progress <= REVIVE_UNTIL:
                 self._revive(average)
             self.module.alive.zero_()
-        events, self.notes = self.notes, []
+        events = self.skipping.said()
         if (self.sheet_every and done % self.sheet_every == 0) or progress >= 1:
             events.append(Sheet(image=self.sheet(average), step=done))
         return events
@@ -186,6 +183,6 @@ class VQJob:
             "perplexity": float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum())),
         }
         counts.zero_()
-        if self.rejects.reasons:
-            values["skipped"] = float(len(self.rejects.reasons))
+        if skipped := int(self.module.skipped):
+            values["skipped"] = float(skipped)
         return values

@@ -21,12 +21,17 @@ FLAGS = {
     "convert": "--dtype --preset --force",
     "doctor": "",
     "bench": f"{MODEL} --seq-len --task --batch --baseline --full --seconds --plot --force --quantize",
+    "data check": "--image-root --model --preset --tokenizer --task --decode --all --examples --list --max-bad-share "
+    "--speed --seed",
+    "data index": "--output --force",
+    "tokenize": "--data --vq --output --image-root --preset --shard --batch-size --workers --max-bad-share --force "
+    "--device",
 }
 
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_flags_are_the_listed_ones(run: Run, command: str) -> None:
-    options = run(command, "--help").out.split("Options:")[1]
+    options = run(*command.split(), "--help").out.split("Options:")[1]
     # an option stands at the start of its row, perhaps after its short twin or before its opposite
     rows = re.findall(r"^ {2}(?:-\w, )?(--[\w-]+)(?: / |/)?(--[\w-]+)?", options, re.MULTILINE)
     assert {flag for row in rows for flag in row if flag} == set(f"{FLAGS[command]} {COMMON}".split())
@@ -37,5 +42,5 @@ SHORT = {"-o": "--output", "-n": "--count", "-p": "--prompt", "-q": "--quiet", "
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_a_letter_means_the_same_everywhere(run: Run, command: str) -> None:
-    for letter, name in re.findall(r"^ {2}(-\w), (--[\w-]+)", run(command, "--help").out, re.MULTILINE):
+    for letter, name in re.findall(r"^ {2}(-\w), (--[\w-]+)", run(*command.split(), "--help").out, re.MULTILINE):
         assert {**SHORT, "-m": "--model", "-H": "--with-filename"}[letter] == name

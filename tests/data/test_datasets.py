@@ -9,9 +9,13 @@ from PIL import Image
 
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data import sequences
-from omnimamba_cli.data.datasets import Bad, Conversations, DrawnCodes, Talk, draws
-from omnimamba_cli.data.mixing import Collate, Order, Sampler, Split
-from omnimamba_cli.data.records import Rejects, read_records
+from omnimamba_cli.data.batches import Collate
+from omnimamba_cli.data.codes import DrawnCodes
+from omnimamba_cli.data.mixing import Order, Sampler, Split
+from omnimamba_cli.data.records import read_records
+from omnimamba_cli.data.rejects import Bad, Rejects
+from omnimamba_cli.data.samples import draws, make
+from omnimamba_cli.data.talks import Conversations, Talk
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.errors import DataError
 
@@ -128,28 +132,56 @@ def talks(tmp_path: Path, tiny_config: ModelConfig, tokenizer: TextTokenizer) ->
 def test_conversation_keeps_every_turn_and_drops_the_marker(talks: Conversations) -> None:
     item = talks[0, 0]
     assert isinstance(item, Talk)
-    assert item.ids == sequences.conversation(talks.config, talks.tokenizer, [("Q1", "A1"), ("Q2", "A2")])[0]
+    assert (
+        item.ids == sequences.conversation(talks.maker.config, talks.maker.tokenizer, [("Q1", "A1"), ("Q2", "A2")])[0]
+    )
     assert item.pixels is not None
     assert item.pixels.shape == (3, 64, 64)
 
 
 def test_unusable_samples_say_why(talks: Conversations) -> None:
-    unreadable, long = talks[0, 2], talks[0, 3]
+    unreadable, long = (make(talks.maker, talks.raw(i), 0) for i in (2, 3))
     assert isinstance(unreadable, Bad)
     assert "text.png" in unreadable.reason
     assert isinstance(long, Bad)
     assert "no answer within" in long.reason
 
 
+def test_a_bad_sample_is_replaced_by_one_that_the_position_draws(talks: Conversations) -> None:
+    for position in range(20):
+        item, again = talks[position, 2], talks[position, 2]
+        assert isinstance(item, Talk)
+        assert item.ids == again.ids
+        assert item.instead_of[0].name == "talks.json[3]"
+        assert {bad.name for bad in item.instead_of} <= {"talks.json[3]", "talks.json[4]"}
+        batch = Collate(talks.maker.config)([item, talks[position, 0]])
+        assert batch.bad == list(item.instead_of)
+        assert batch.samples == 2 + len(batch.bad)
+    assert len({tuple(talks[position, 2].ids) for position in range(20)}) == 2  # two of the good ones say the same
+
+
+def test_where_every_sample_is_bad_the_row_stays_empty(talks: Conversations, tmp_path: Path) -> None:
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    only = write(tmp_path / "only.jsonl", [{"image": "a.png", "caption": "a"}, {"image": "b.png", "caption": "b"}])
+    maker = talks.maker
+    item = Conversations([only], None, maker.config, maker.tokenizer, questions=True)[0, 1]
+    assert isinstance(item, Bad)
+    assert item.name == "only.jsonl:2"
+    batch = Collate(maker.config)([item])
+    assert batch.count == 0
+    assert {bad.name for bad in batch.bad} <= {"only.jsonl:1", "only.jsonl:2"}
+
+
 def test_caption_alone_answers_the_models_question(talks: Conversations) -> None:
     item = talks[0, 4]
     assert isinstance(item, Talk)
-    turn = [(talks.config.default_question, "a red fox")]
-    assert item.ids == sequences.conversation(talks.config, talks.tokenizer, turn)[0]
+    turn = [(talks.maker.config.default_question, "a red fox")]
+    assert item.ids == sequences.conversation(talks.maker.config, talks.maker.tokenizer, turn)[0]
 
 
 def test_collated_places_are_those_before_the_targets(talks: Conversations) -> None:
-    config = talks.config
+    config = talks.maker.config
     items = [talks[0, 1], talks[0, 0]]
     batch = Collate(config)(items)
     text = items[1]

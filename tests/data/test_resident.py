@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from omnimamba_cli.data.datasets import Pictures
-from omnimamba_cli.data.mixing import Order, Split, collate_pictures, worker_batches
+from omnimamba_cli.data.batches import collate_pictures
+from omnimamba_cli.data.mixing import Order, Split, worker_batches
+from omnimamba_cli.data.pictures import Pictures
 from omnimamba_cli.data.resident import ResidentPictures, fits
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data.images import load_image, vq_pixels
 from omnimamba_cli.engine import tokenizing
-from omnimamba_cli.engine.tokenizing import TokenizeSettings, VQSettings
+from omnimamba_cli.engine.encoding import TokenizeSettings, Tokenizing
+from omnimamba_cli.engine.tokenizing import VQSettings
 from omnimamba_cli.errors import InputError
 from omnimamba_cli.train.events import Progress
 from omnimamba_cli.train.pictures import scaled
@@ -56,7 +57,8 @@ def test_image_tokenizer_starts_from_given_weights(data: Data, tiny_config: Mode
 
 def test_codes_file_holds_each_pictures_codes(data: Data, tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "codes.jsonl"
-    list(tokenizing.tokenize(TokenizeSettings(data=data.captions, vq=tiny_model, output=out, batch=3, device="cpu")))
+    settings = TokenizeSettings(data=(data.captions,), vq=tiny_model, output=out, batch=3, device="cpu")
+    list(Tokenizing(settings).run())
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     captions = [json.loads(line)["captions"] for line in data.captions.read_text().splitlines()]
     model = tokenizing.load_vq(tiny_model)
@@ -73,17 +75,17 @@ def test_interrupted_tokenize_continues_after_the_last_whole_line(data: Data, ti
     source = tmp_path / "captions.jsonl"
     source.write_text("\n".join(rows) + "\n")
     run = TokenizeSettings(
-        data=source, vq=tiny_model, output=tmp_path / "a.jsonl", image_root=data.folder, batch=2, device="cpu"
+        data=(source,), vq=tiny_model, output=tmp_path / "a.jsonl", image_root=data.folder, batch=2, device="cpu"
     )
-    list(tokenizing.tokenize(run))
+    list(Tokenizing(run).run())
     halves = dataclasses.replace(run, output=tmp_path / "b.jsonl")
-    for event in tokenizing.tokenize(halves):
+    for event in Tokenizing(halves).run():
         if isinstance(event, Progress) and event.step == 6:
             break
     partial = tmp_path / "b.jsonl.partial"
     partial.write_bytes(partial.read_bytes()[:-20])
     assert not halves.output.exists()
-    list(tokenizing.tokenize(halves))
+    list(Tokenizing(halves).run())
     assert run.output.read_bytes() == halves.output.read_bytes()
     assert len(run.output.read_text().splitlines()) == len(rows) - 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "captions.jsonl"]
@@ -92,11 +94,18 @@ def test_interrupted_tokenize_continues_after_the_last_whole_line(data: Data, ti
 def test_text_tokenizer_reads_every_format_and_refuses_to_overwrite(data: Data, tmp_path: Path) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_text("zebra zebra zebra zebra\n")
+    table = tmp_path / "table.csv"
+    table.write_text("image,caption\n" + "x.png,walrus\n" * 4)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (4, 4)).save(photos / "a.png")
+    (photos / "a.txt").write_text("quokka\n" * 4)
     out = tmp_path / "tokenizer.json"
-    files = [data.talks, data.captions, data.codes, plain]
-    list(tokenizing.train_text_tokenizer(files, 300, out))
+    files = [data.talks, data.captions, data.codes, plain, table, photos]
+    list(tokenizing.train_text_tokenizer(files, 320, out))
     vocabulary = json.loads(out.read_text())["model"]["vocab"]
     assert "zebra" in vocabulary
+    assert {"walrus", "quokka"} & {word.removeprefix("\u0120") for word in vocabulary} == {"walrus", "quokka"}
     assert any("house" in word for word in vocabulary)
     with pytest.raises(InputError, match="exists"):
         list(tokenizing.train_text_tokenizer(files, 300, out))

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from omnimamba_cli.config import ModelConfig
-from omnimamba_cli.data.datasets import Bad
-from omnimamba_cli.data.mixing import Collate, DrawBatch
+from omnimamba_cli.data.batches import Collate, DrawBatch
+from omnimamba_cli.data.rejects import Bad
 from omnimamba_cli.data.sequences import t2i_prefix
 from omnimamba_cli.engine.session import Session
-from omnimamba_cli.engine.training import Finished, Note, Progress, StageSettings, train
-from omnimamba_cli.errors import CheckpointError, DataError, InputError, UsageError
+from omnimamba_cli.engine.training import Finished, Progress, StageSettings, train
+from omnimamba_cli.errors import CheckpointError, InputError, UsageError
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.train.language import LanguageJob, Objective, TaskBatches
 from omnimamba_cli.train.loop import Loop, accelerator
@@ -104,22 +104,6 @@ def test_trained_answers_come_out_of_the_session(data: Data, tiny_model: Path, t
     session = Session(tmp_path / "out", device="cpu")
     assert session.caption(data.folder / "0.png", "what is here?") == "a red house"
     assert session.caption(data.folder / "6.png", "what is here?") == "a blue house"
-
-
-def test_bad_samples_are_counted_named_and_refused_past_a_share(data: Data, tiny_model: Path, tmp_path: Path) -> None:
-    rows = json.loads(data.talks.read_text())
-    rows = [{**row, "id": f"{i}"} for i in range(4) for row in rows]
-    rows[3] = {**rows[3], "image": "missing.png"}
-    few = tmp_path / "few.json"
-    few.write_text(json.dumps(rows))
-    config = loop(steps=8)
-    settings = stage("mmu", data, tiny_model, tmp_path / "few", data_mmu=(few,), image_root=data.folder, loop=config)
-    events = list(train(settings))
-    assert [e.text for e in events if isinstance(e, Note) and "missing.png" in e.text] != []
-    assert [e for e in events if isinstance(e, Progress)][-1].values["skipped"] == 1
-    many = dataclasses.replace(settings, image_root=tmp_path, output=tmp_path / "many")
-    with pytest.raises(DataError, match="more than 5%"):
-        list(train(many))
 
 
 def test_batch_without_targets_gives_zero_and_no_nan(tiny_config: ModelConfig, tmp_path: Path) -> None:
