@@ -172,6 +172,17 @@ def step_kernels(probe: Tensor) -> StepKernels:
     return StepKernels(*_step_modules()[0], pdl=_pdl_refusal(probe.device) is None)
 
 
+def row_step_refusal(probe: Tensor) -> str | None:
+    """Why a merged model's step on tensors like this one is its own forward; None where it is model/row_step.py."""
+    if probe.device.type != "cpu":
+        return f"made for the CPU, the tensors are on {probe.device.type}"
+    if requested() != "auto":
+        return f"{ENVIRONMENT}={requested()}"
+    if probe.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"does not know dtype {probe.dtype}"
+    return None
+
+
 def _step_report(probe: Tensor) -> list[KernelChoice]:
     """The operations of a decoding step, see `report`."""
     refusal = _step_refusal(probe)
