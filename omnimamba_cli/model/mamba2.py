@@ -36,7 +36,7 @@ class Mamba2(nn.Module):
         self.in_proj = LoRALinear(config.d_model, config.d_in_proj, config)
         self.conv1d = nn.Conv1d(config.conv_dim, config.conv_dim, config.d_conv, groups=config.conv_dim)
         self.dt_bias = nn.Parameter(_initial_dt_bias(config.nheads))
-        self.A_log = nn.Parameter(_initial_A_log(config.nheads))
+        self.A_log = nn.Parameter(_initial_log_decay(config.nheads))
         self.D = nn.Parameter(torch.ones(config.nheads))
         self.norm = RMSNorm(config.d_inner, config.norm_eps)
         self.out_proj = halves.Linear(config.d_inner, config.d_model, bias=False)
@@ -107,7 +107,7 @@ def _initial_dt_bias(nheads: int) -> Tensor:
     return dt + torch.log(-torch.expm1(-dt))
 
 
-def _initial_A_log(nheads: int) -> Tensor:
+def _initial_log_decay(nheads: int) -> Tensor:
     """Logarithms (h) of decay rates that are uniform in 1 to 16."""
     A = torch.empty(nheads)
     return A if A.is_meta else A.uniform_(1, 16).log_()

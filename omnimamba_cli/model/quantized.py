@@ -19,12 +19,19 @@ from omnimamba_cli.ops import packed_int8
 
 Quantization = Literal["int8", "fp8"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8")
+SLAB = 1 << 20  # weights narrowed at a time
 LARGEST = {"int8": 127.0, "fp8": 448.0}  # of e4m3 without infinities
 
 
 def quantize_rows(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
     """(values of weight's shape (o i) in one byte each, scale (o) float32); values * scale is the weight, rounded."""
-    wide = weight.detach().float()
+    # in slabs: the float32 copies then stay small
+    slabs = [_quantize_slab(slab, kind) for slab in weight.detach().split(max(1, SLAB // weight.shape[1]))]
+    return torch.cat([values for values, _ in slabs]), torch.cat([scale for _, scale in slabs])
+
+
+def _quantize_slab(rows: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
+    wide = rows.float()
     scale = (wide.abs().amax(1) / LARGEST[kind]).clamp(min=torch.finfo(torch.float32).tiny)
     values = wide / scale[:, None]
     if kind == "int8":

@@ -23,9 +23,12 @@ class PackedInt8:
 
     def __init__(self, values: Tensor, scale: Tensor) -> None:
         padded = F.pad(values, (0, PADDING))
-        self.shape = values.shape
+        self.size = values.numel()  # weights, a byte each
         self.scale = scale.float()
-        self._packed = torch.fbgemm_pack_quantized_matrix(padded)
+        with warnings.catch_warnings():
+            # PyTorch means to remove it one day, which is why `refusal` tries it first
+            warnings.filterwarnings("ignore", message="fbgemm_")
+            self._packed = torch.fbgemm_pack_quantized_matrix(padded)
         self._sums = padded.sum(1, dtype=torch.int32)
         self._zeros = torch.zeros(len(values))
         self._shape = values.new_empty(1).expand(padded.shape)  # only its shape is read
