@@ -128,6 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     use_utf8()
+    # before torch is loaded: threads that wait for each other sleep. Where they spin, on a busy machine each of the
+    # thousands of small operations of a picture waits for a time slice
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     out = Output()
     try:
         result = build(arguments)(arguments or ["--help"], prog_name="omnimamba", standalone_mode=False, obj=out)

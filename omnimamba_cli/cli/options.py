@@ -41,7 +41,7 @@ Quantize = Annotated[
     QuantizeChoice | None,
     typer.Option(
         "--quantize",
-        help="Weights of one byte while writing tokens, on CUDA: less memory, faster; fp8 needs a recent GPU.",
+        help="Weights of one byte while writing tokens: less memory, faster; fp8 is for recent NVIDIA GPUs.",
         show_default=False,
     ),
 ]

@@ -17,7 +17,7 @@ from omnimamba_cli.engine.pixels import PixelDecoder
 from omnimamba_cli.engine.session import Session
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
-from omnimamba_cli.model.quantized import Quantization, QuantizedLinear, quantize
+from omnimamba_cli.model.quantized import PackedLinear, Quantization, QuantizedLinear, quantize
 from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.ops import registry
 from omnimamba_cli.presets import PRESETS
@@ -265,7 +265,8 @@ def linear_weights(module: nn.Module) -> list[tuple[int, int]]:
     """(number, bytes) of the weights of every map and table in a module, narrow ones too."""
     plain = [(p.numel(), p.nbytes) for p in module.parameters() if p.ndim > 1]
     narrow = [m.get_buffer("weight") for m in module.modules() if isinstance(m, QuantizedLinear)]
-    return plain + [(w.numel(), w.nbytes) for w in narrow]
+    packed = [m.product.size for m in module.modules() if isinstance(m, PackedLinear)]
+    return plain + [(w.numel(), w.nbytes) for w in narrow] + [(size, size) for size in packed]
 
 
 def random_ids(batch: int, length: int, vocab_size: int, device: torch.device) -> Tensor:

@@ -24,6 +24,7 @@ from omnimamba_cli.engine.safetensors_io import Header, read_header, read_safete
 from omnimamba_cli.engine.storage import Storage
 from omnimamba_cli.errors import CheckpointError, ConfigError, InputError
 from omnimamba_cli.model.convert import check
+from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vq import VQModel
 
@@ -155,12 +156,6 @@ def check_file(path: Path, part: Part, config: ModelConfig) -> None:
         "vq": lambda: VQModel(config.vq),
     }
     check_part(path, read_header(path), on_meta(builders[part]))
-
-
-def on_meta(build: Callable[[], M]) -> M:
-    """A module that has shapes and no memory."""
-    with torch.device("meta"):
-        return build()
 
 
 def module_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

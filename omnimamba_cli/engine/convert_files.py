@@ -15,12 +15,13 @@ from torch import Tensor
 from omnimamba_cli.config import ModelConfig, TextConfig
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import card, checkpoint, storage
-from omnimamba_cli.engine.checkpoint import CARD, NEEDED, PARTS, TOKENIZER, Part, on_meta
+from omnimamba_cli.engine.checkpoint import CARD, NEEDED, PARTS, TOKENIZER, Part
 from omnimamba_cli.engine.sources import Source, open_source
 from omnimamba_cli.engine.storage import STORAGES, Storage
 from omnimamba_cli.errors import CheckpointError, ConfigError, InputError, UsageError
 from omnimamba_cli.model import convert as names
 from omnimamba_cli.model import sizes
+from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.presets import preset as config_preset
 

@@ -1,6 +1,7 @@
 """From a prefix to tokens: text rows that end alone, pictures of a fixed length.
 
-On CUDA a merged model's steps are recorded and repeated (see decoder); everywhere else they run one at a time, here.
+On CUDA a merged model's steps are recorded and repeated (see decoder); everywhere else they run one at a time, here
+(see steps).
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from torch import Tensor
 from omnimamba_cli.config import SamplingConfig
 from omnimamba_cli.engine.decoder import decoder_for
 from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, uniforms
+from omnimamba_cli.engine.steps import steps_for
 from omnimamba_cli.model.omnimamba import OmniMamba
 
 
@@ -28,13 +30,13 @@ def decode_text(
         return
     end = model.config.text.eos_id
     state = model.new_state(len(prefix))
-    hidden = model(prefix, "mmu", state)[:, -1]
+    logits = model.logits(model(prefix, "mmu", state)[:, -1], "mmu").float()
+    following = steps_for(model, "mmu", state)
     rows = torch.arange(len(prefix))
     draws = uniforms(seeds, steps).to(_draw_dtype(prefix.device)) if config.temperature > 0 else None
     penalize = config.repetition_penalty != 1
     seen = torch.zeros(len(prefix), model.config.text.vocab_size, dtype=torch.bool, device=prefix.device)
     for step in range(steps):
-        logits = model.logits(hidden, "mmu").float()
         logits[:, model.config.text.base_vocab_size :] = -torch.inf  # an answer is text, never a special token
         if penalize:
             logits = penalize_repetition(logits, seen, config.repetition_penalty)
@@ -46,9 +48,10 @@ def decode_text(
         if len(alive) == 0 or step + 1 == steps:
             return
         if len(alive) < len(rows):
-            state, seen, tokens = state.select(alive), seen[alive], tokens[alive]
+            following.select(alive)
+            seen, tokens = seen[alive], tokens[alive]
             rows = rows[alive.cpu()]
-        hidden = model(model.embed_text(tokens[:, None]), "mmu", state)[:, -1]
+        logits = following(tokens)
 
 
 @torch.inference_mode()
@@ -65,19 +68,18 @@ def decode_image(
     twice = config.guidance != 1
     codes = model.config.vq.codes
     state = model.new_state(len(prefix_ids))
-    hidden = model(model.embed_caption(prefix_ids), "t2i", state)[:, -1]
+    logits = model.logits(model(model.embed_caption(prefix_ids), "t2i", state)[:, -1], "t2i").float()
     if copies > 1:
-        rows = torch.arange(len(prefix_ids), device=hidden.device).repeat_interleave(copies)
-        hidden, state = hidden[rows], state.select(rows)
-    draws = uniforms(seeds, codes).to(device=hidden.device, dtype=_draw_dtype(hidden.device))
+        rows = torch.arange(len(prefix_ids), device=logits.device).repeat_interleave(copies)
+        logits, state = logits[rows], state.select(rows)
+    following = steps_for(model, "t2i", state)
+    draws = uniforms(seeds, codes).to(device=logits.device, dtype=_draw_dtype(logits.device))
     chosen = []
     for step in range(codes):
-        logits = model.logits(hidden, "t2i").float()
         token = choose(guided(logits, config.guidance) if twice else logits, config, draws[:, step])
         chosen.append(token)
         if step + 1 < codes:
-            both = token.repeat(2) if twice else token
-            hidden = model(model.embed_codes(both[:, None]), "t2i", state)[:, -1]
+            logits = following(token.repeat(2) if twice else token)
     return torch.stack(chosen, dim=1)
 
 

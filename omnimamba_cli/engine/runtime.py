@@ -6,6 +6,7 @@ import torch
 
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.errors import DeviceError
+from omnimamba_cli.ops import packed_int8
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -71,13 +72,19 @@ def pick_dtype(name: str, device: torch.device, config: ModelConfig) -> tuple[to
 
 
 def check_quantization(kind: str, device: torch.device) -> None:
-    """Raise DeviceError where weights of one byte would be no gain: their kernels are for CUDA."""
+    """Raise DeviceError where weights of one byte would be no gain."""
     if kind not in ("int8", "fp8"):
         raise DeviceError(f"{kind!r} is no quantization", hint="--quantize int8 or fp8")
+    if device.type == "cpu":
+        refusal = "a CPU has no 8-bit floats" if kind == "fp8" else packed_int8.refusal()
+        if refusal is not None:
+            hint = "leave --quantize out" if kind == "int8" else "--quantize int8"
+            raise DeviceError(f"--quantize {kind} is of no use here: {refusal}", hint=hint)
+        return
     if device.type != "cuda":
         raise DeviceError(
-            f"--quantize {kind} has kernels for CUDA alone; on {device.type} the weights would be widened at each step",
-            hint="leave --quantize out",
+            f"--quantize {kind} has no kernels for {device.type}; the weights would be widened at each step",
+            hint="leave --quantize out, or --device cpu",
         )
     if kind == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
         raise DeviceError(

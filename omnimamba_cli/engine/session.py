@@ -298,7 +298,7 @@ def load(
     """A session on a model: a directory, the name of an installed one ("nano"), or a Hub id "org/name[@revision]".
 
     device: "auto", "cpu", "cuda[:N]" or "mps"; dtype: "auto", "fp32", "fp16" or "bf16"; quantize: None, "int8" or
-    "fp8" (weights of one byte for decoding on CUDA).
+    "fp8" (weights of one byte for decoding; on a CPU "int8" alone).
     Raises CheckpointError, DownloadError or DeviceError, each with what to do next.
 
     >>> import omnimamba_cli as om

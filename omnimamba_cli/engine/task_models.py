@@ -12,9 +12,10 @@ from torch import Tensor
 
 from omnimamba_cli.config import Task
 from omnimamba_cli.engine import storage
-from omnimamba_cli.engine.checkpoint import check_part, on_meta, part_path, read_config, read_to
+from omnimamba_cli.engine.checkpoint import check_part, part_path, read_config, read_to
 from omnimamba_cli.engine.safetensors_io import Header, read_header, read_safetensors
 from omnimamba_cli.model.lora import merged
+from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import Quantization, quantize
 
@@ -64,7 +65,7 @@ def load_for_task(
                 tensors[name] = storage.decode(name, header, mapped.__getitem__ if stays else read, dtype).to(device)
     model.load_state_dict(tensors, strict=True, assign=True)
     model = model.requires_grad_(False).eval()
-    return model if quantization is None else quantize(model, task, quantization)
+    return model if quantization is None else quantize(model, task, quantization, pack=device.type == "cpu")
 
 
 def _folded(

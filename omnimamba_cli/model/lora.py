@@ -57,7 +57,7 @@ class LoRALinear(nn.Module):
 
     def merged_weight(self, task: Task) -> Tensor:
         """W + scale * B A (out in), summed in float32 and rounded once to W's dtype."""
-        if task not in self.lora:
+        if task not in self.lora or self.weight.is_meta:
             return self.weight.detach()
         pair = self.lora[task]
         delta = self.scale * (pair.B.detach().float() @ pair.A.detach().float())

@@ -36,12 +36,13 @@ class Mamba2(nn.Module):
         self.in_proj = LoRALinear(config.d_model, config.d_in_proj, config)
         self.conv1d = nn.Conv1d(config.conv_dim, config.conv_dim, config.d_conv, groups=config.conv_dim)
         self.dt_bias = nn.Parameter(_initial_dt_bias(config.nheads))
-        self.A_log = nn.Parameter(torch.empty(config.nheads).uniform_(1, 16).log())
+        self.A_log = nn.Parameter(_initial_log_decay(config.nheads))
         self.D = nn.Parameter(torch.ones(config.nheads))
         self.norm = RMSNorm(config.d_inner, config.norm_eps)
         self.out_proj = halves.Linear(config.d_inner, config.d_model, bias=False)
-        with torch.no_grad():  # residual branches of a deep stack start small (GPT-2's rule)
-            self.out_proj.weight /= math.sqrt(config.n_layer)
+        if not self.out_proj.weight.is_meta:
+            with torch.no_grad():  # residual branches of a deep stack start small (GPT-2's rule)
+                self.out_proj.weight /= math.sqrt(config.n_layer)
 
     def forward(
         self, u: Tensor, task: Task, conv_state: Tensor | None = None, ssm_state: Tensor | None = None
@@ -99,5 +100,14 @@ class Block(nn.Module):
 
 def _initial_dt_bias(nheads: int) -> Tensor:
     """Biases (h) whose softplus is log-uniform in 0.001 to 0.1, as the paper starts."""
-    dt = torch.exp(torch.empty(nheads).uniform_(math.log(0.001), math.log(0.1)))
+    dt = torch.empty(nheads)
+    if dt.is_meta:  # only the shape is wanted, and for more torch would load its compiler
+        return dt
+    dt.uniform_(math.log(0.001), math.log(0.1)).exp_()
     return dt + torch.log(-torch.expm1(-dt))
+
+
+def _initial_log_decay(nheads: int) -> Tensor:
+    """Logarithms (h) of decay rates that are uniform in 1 to 16."""
+    A = torch.empty(nheads)
+    return A if A.is_meta else A.uniform_(1, 16).log_()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.errors import DeviceError
-from omnimamba_cli.ops import mamba_ssm, reference
+from omnimamba_cli.ops import mamba_ssm, packed_int8, reference
 from omnimamba_cli.ops.step import StepKernels
 
 ENVIRONMENT = "OMNIMAMBA_KERNELS"
@@ -172,6 +172,17 @@ def step_kernels(probe: Tensor) -> StepKernels:
     return StepKernels(*_step_modules()[0], pdl=_pdl_refusal(probe.device) is None)
 
 
+def row_step_refusal(probe: Tensor) -> str | None:
+    """Why a merged model's step on tensors like this one is its own forward; None where it is model/row_step.py."""
+    if probe.device.type != "cpu":
+        return f"made for the CPU, the tensors are on {probe.device.type}"
+    if requested() != "auto":
+        return f"{ENVIRONMENT}={requested()}"
+    if probe.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"does not know dtype {probe.dtype}"
+    return None
+
+
 def _step_report(probe: Tensor) -> list[KernelChoice]:
     """The operations of a decoding step, see `report`."""
     refusal = _step_refusal(probe)
@@ -210,4 +221,17 @@ def report(device: torch.device) -> list[KernelChoice]:
         why = _triton_refusal(probe) or ("one pass over memory" if fused else f"{ENVIRONMENT}={requested()}")
         rows.append(KernelChoice(op, "triton", fused, why))
         rows.append(KernelChoice(op, "torch", not fused, "triton is faster here" if fused else "works everywhere"))
-    return [*rows, KernelChoice("ssd_step", "torch", True, "of steps that are not recorded"), *_step_report(probe)]
+    rows.append(KernelChoice("ssd_step", "torch", True, "of steps that are not recorded"))
+    return [*rows, *_step_report(probe), *_row_report(probe)]
+
+
+def _row_report(probe: Tensor) -> list[KernelChoice]:
+    """A step on a CPU, and its narrow products, see `report`."""
+    refusal = row_step_refusal(probe)
+    no_int8 = refusal or packed_int8.refusal()
+    why = "prepared tensors, everything written in place; of models merged for a task"
+    return [
+        KernelChoice("row_step", "cpu", refusal is None, refusal or why),
+        KernelChoice("row_step", "torch", refusal is not None, "works everywhere" if refusal else "cpu is faster here"),
+        KernelChoice("int8", "fbgemm", no_int8 is None, no_int8 or "for --quantize int8, inputs in 14 bits"),
+    ]

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -197,7 +198,7 @@ def test_doctor_tells_versions_devices_and_kernels(run: Run) -> None:
     assert facts["packages"]["torch"]
     assert [d["device"] for d in facts["devices"]][-1] == "cpu"
     assert sum(d["auto"] is not None for d in facts["devices"]) == 1
-    assert {k["op"] for k in facts["kernels"] if k["chosen"]} >= {"ssd_scan", "ssd_step"}
+    assert {k["op"] for k in facts["kernels"] if k["chosen"]} >= {"ssd_scan", "ssd_step", "row_step"}
     assert all(k["reason"] for k in facts["kernels"])
 
 
@@ -207,3 +208,14 @@ def test_doctor_reads_as_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     assert result.err == ""
     for words in ("packages", "devices", "kernels", "models", "OMNIMAMBA_KERNELS=torch"):
         assert words in result.out
+
+
+@pytest.mark.parametrize(("given", "want"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(
+    run: Run, monkeypatch: pytest.MonkeyPatch, given: str | None, want: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    run("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == want

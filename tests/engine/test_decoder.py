@@ -18,8 +18,7 @@ import omnimamba_cli as om
 from omnimamba_cli.config import SamplingConfig, Task
 from omnimamba_cli.engine import decode, decoder
 from omnimamba_cli.engine.decoder import Decoder, decoder_for
-from omnimamba_cli.engine.runtime import check_quantization
-from omnimamba_cli.errors import DeviceError, InputError
+from omnimamba_cli.errors import InputError
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import QUANTIZATIONS, QuantizedLinear, quantize
@@ -270,13 +269,6 @@ def test_a_quantized_model_refuses_the_other_task(model: OmniMamba) -> None:
 def test_rows_of_zeros_stay_zero() -> None:
     linear = QuantizedLinear(torch.zeros(3, 8), "fp8")
     assert torch.equal(linear(torch.ones(2, 8)), torch.zeros(2, 3))
-
-
-def test_quantization_is_for_cuda() -> None:
-    with pytest.raises(DeviceError, match="CUDA alone"):
-        check_quantization("int8", torch.device("cpu"))
-    with pytest.raises(DeviceError, match="'int4' is no quantization"):
-        check_quantization("int4", torch.device("cpu"))
 
 
 # on a GPU

@@ -16,6 +16,7 @@ from omnimamba_cli.data import sequences
 from omnimamba_cli.engine.sampling import candidate_seed
 from omnimamba_cli.engine.session import Session
 from omnimamba_cli.errors import CheckpointError, InputError
+from omnimamba_cli.ops import packed_int8
 
 SAMPLED = SamplingConfig(temperature=1.0, max_new_tokens=12)
 DRAWN = SamplingConfig(temperature=1.0)
@@ -266,3 +267,17 @@ def test_half_precision_says_and_draws_something(tiny_model: Path) -> None:
     assert session.for_task("mmu").dtype == torch.bfloat16
     assert session.captions(pictures(1), sampling=SAMPLED, seed=0)[0].tokens > 0
     assert session.generate("a fox", seed=0)[0].size == (32, 32)
+
+
+@pytest.mark.skipif(packed_int8.refusal() is not None, reason=str(packed_int8.refusal()))
+def test_int8_on_a_cpu_names_and_draws_and_a_row_is_what_it_is_alone(tiny_model: Path) -> None:
+    narrow = om.load(tiny_model, device="cpu", quantize="int8")
+    images = pictures(3)
+    together = narrow.captions(images, sampling=SAMPLED, seed=40)
+    for i, image in enumerate(images):
+        assert narrow.captions([image], sampling=SAMPLED, seed=40 + i)[0].text == together[i].text
+    drawn = narrow.generate("a red fox", n=3, seed=7, sampling=DRAWN)
+    assert same(drawn[2:], narrow.generate("a red fox", seed=9, sampling=DRAWN))
+    scores = torch.cat([s.likelihood(images, "a red fox") for s in (om.load(tiny_model, device="cpu"), narrow)])
+    assert torch.allclose(scores[:3], scores[3:], rtol=0.02)
+    assert not torch.equal(scores[:3], scores[3:])

@@ -1,0 +1,127 @@
+"""From a token to the scores of the next one, on the processor: what the loops in decode.py run.
+
+A merged model on a CPU has a step made for that (model/row_step.py); every other one its own forward.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from omnimamba_cli.config import Task
+from omnimamba_cli.errors import InputError
+from omnimamba_cli.model.lora import is_merged
+from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.row_step import RowMemory, RowStepper
+from omnimamba_cli.model.state import InferenceState
+from omnimamba_cli.ops import registry
+
+TABLE_WORK = 4_000_000_000  # multiply-adds that embedding every code once may cost: a tenth of a second
+# weights up to which one thread is as fast as two, and does not wait for another that a busy machine has put aside
+ONE_THREAD = 100_000_000
+
+
+class Steps(Protocol):
+    """A batch of sequences that go on token by token."""
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """The tokens (b) are read; scores (b v) float32 of what follows, good until the next call."""
+
+    def select(self, rows: Tensor) -> None:
+        """Only the given rows (b') go on."""
+
+
+class PlainSteps:
+    """The model's own forward, on any device, merged or not."""
+
+    def __init__(self, model: OmniMamba, task: Task, state: InferenceState) -> None:
+        self.model, self.task, self.state = model, task, state
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """See Steps."""
+        model = self.model
+        x = model.embed_text(tokens[:, None]) if self.task == "mmu" else model.embed_codes(tokens[:, None])
+        return model.logits(model(x, self.task, self.state)[:, -1], self.task).float()
+
+    def select(self, rows: Tensor) -> None:
+        """See Steps."""
+        self.state = self.state.select(rows)
+
+
+class RowSteps:
+    """The step of a merged model on a CPU."""
+
+    def __init__(self, model: OmniMamba, task: Task, state: InferenceState) -> None:
+        self.model, self.task = model, task
+        self.stepper, self.table = _prepared(model, task)
+        self.places = model.positions(task)
+        self.memory = RowMemory(model.config.backbone, state, len(model.head(task)))
+        small = sum(p.numel() for p in model.layers.parameters()) <= ONE_THREAD
+        self.threads = 1 if small else torch.get_num_threads()
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """See Steps."""
+        m = self.memory
+        if m.position >= len(self.places):
+            raise _past_limit(m.position + 1, len(self.places), self.task)
+        with _threads(self.threads):
+            torch.add(self._embedded(tokens), self.places[m.position], out=m.residual)
+            return self.stepper.step(m)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        if self.table is not None:
+            return self.table[tokens]
+        return self.model.embed_text(tokens) if self.task == "mmu" else self.model.embed_codes(tokens)
+
+    def select(self, rows: Tensor) -> None:
+        """See Steps."""
+        self.memory.select(rows, self.model.config.backbone)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if number == before:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def steps_for(model: OmniMamba, task: Task, state: InferenceState) -> Steps:
+    """How the sequences of a state go on."""
+    if is_merged(model, task) and registry.row_step_refusal(model.norm_f.weight) is None:
+        return RowSteps(model, task, state)
+    return PlainSteps(model, task, state)
+
+
+_made: WeakKeyDictionary[OmniMamba, dict[Task, tuple[RowStepper, Tensor | None]]] = WeakKeyDictionary()
+
+
+def _prepared(model: OmniMamba, task: Task) -> tuple[RowStepper, Tensor | None]:
+    """A merged model's step, and the table of its codes embedded where that is quickly made: once a model."""
+    made = _made.setdefault(model, {})
+    if task not in made:
+        with torch.inference_mode(False), torch.no_grad():  # the model keeps some of these tensors
+            made[task] = RowStepper(model, task), _code_table(model) if task == "t2i" else None
+    return made[task]
+
+
+def _code_table(model: OmniMamba) -> Tensor | None:
+    entries = model.image_embedding.weight
+    if len(entries) * sum(p.numel() for p in model.image_mlp.parameters()) > TABLE_WORK:
+        return None
+    return model.image_mlp(entries).float()  # type: ignore[no-any-return]  # a module's call
+
+
+def _past_limit(tokens: int, limit: int, task: Task) -> InputError:
+    return InputError(
+        f"{tokens} tokens are past the model's limit of {limit} for {task}",
+        hint="shorten the text or lower --max-new-tokens",
+    )
