@@ -29,6 +29,7 @@ from omnimamba_cli.ops.halves import processor_has_halves
 if TYPE_CHECKING:
     from omnimamba_cli.model.vision import VisionTowers  # imports timm, which drawing does not need
 
+
 class Session:
     """One model directory on one device. Parts are read when a task first needs them."""
 

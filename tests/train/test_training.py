@@ -21,7 +21,8 @@ from omnimamba_cli.engine.training import Finished, Note, Progress, StageSetting
 from omnimamba_cli.errors import CheckpointError, DataError, InputError, UsageError
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.train.language import LanguageJob, Objective, TaskBatches
-from omnimamba_cli.train.loop import Loop, accelerator
+from omnimamba_cli.train.loop import Loop
+from omnimamba_cli.train.loop_config import accelerator
 from omnimamba_cli.train.stages import trainable_names
 from tests.train.conftest import Data, loop, stage
 
