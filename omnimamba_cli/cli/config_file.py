@@ -5,19 +5,22 @@ Paths are as on the command line, relative to where the command runs.
 """
 
 import difflib
+import inspect
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
+from omnimamba_cli.cli.app import load_command
 from omnimamba_cli.errors import ConfigError, InputError
 
 COMMAND = "command"
-KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "flo": ((int, float), "a number"),
-    "boo": ((bool,), "true or false"),
+KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
 }
 # about one call, not about the run: never read from a file, never written into one
 OF_A_CALL = ("config", "resume", "force", "dry-run", "quiet", "verbose", "color", "json", "help")
@@ -47,6 +50,7 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
     if meant != ctx.info_name:
         raise ConfigError(f"{path} is for {meant}, this is {ctx.info_name}", hint=f"omnimamba {meant} --config {path}")
     options = _options(ctx)
+    hints = inspect.signature(load_command(str(ctx.info_name))).parameters
     values = {}
     for key, value in data.items():
         name = key.replace("_", "-")
@@ -54,21 +58,22 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
             near = difflib.get_close_matches(name, options, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"omnimamba {ctx.info_name} --help lists them"
             raise ConfigError(f"{path}: {ctx.info_name} has no option {key!r}", hint=hint)
-        values[options[name].name] = _checked(value, options[name], f"{path}: {key}")
+        field = options[name].name
+        values[field] = _checked(value, hints[field].annotation, f"{path}: {key}")
     ctx.default_map = values
     return path
 
 
-def _checked(value: Any, option: Any, where: str) -> Any:  # Any: TOML, and the parser's option
+def _checked(value: Any, annotation: Any, where: str) -> Any:  # Any: TOML on one side, type hints on the other
     """The value if it is of the option's kind; the parser checks its range. A single value may stand for a list."""
-    if option.multiple:
-        return [_of_kind(item, option, where) for item in (value if isinstance(value, list) else [value])]
-    return _of_kind(value, option, where)
-
-
-def _of_kind(value: Any, option: Any, where: str) -> Any:
-    word = option.type.name[:3]  # versions of the parser say integer or int, boolean or bool
-    kinds, meant = KINDS.get(word, ((str,), "text in quotes"))
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _checked(value, arguments[0], where)
+    if origin in (Union, UnionType):
+        return _checked(value, next(kind for kind in arguments if kind is not type(None)), where)
+    if origin is list:
+        return [_checked(item, arguments[0], where) for item in (value if isinstance(value, list) else [value])]
+    kinds, meant = KINDS.get(annotation, ((str,), "text in quotes"))
     # in Python true is a number
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise ConfigError(f"{where} is {value!r}; it must be {meant}")

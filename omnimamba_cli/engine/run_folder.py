@@ -33,12 +33,14 @@ def check_output(output: Path, *, resume: bool, force: bool, marker: str = check
 
 
 def prepare_output(output: Path, *, resume: bool) -> list[Event]:
-    """Make the run's directory ready, without old snapshots unless it resumes. Raises InputError where it cannot."""
+    """Make the run's directory ready: no snapshots unless it resumes, no unfinished files. Raises InputError."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         if not resume:
             for old in OF_A_RUN:
                 shutil.rmtree(output / old, ignore_errors=True)
+        for unfinished in [*output.glob(".*.partial"), *output.glob("*/.*.partial")]:  # of a run that was killed
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
     if resume and not has_snapshot(output):
