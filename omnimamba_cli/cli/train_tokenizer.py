@@ -35,7 +35,10 @@ def command(
     loop: Loop,
     call: train_common.CallOptions,
     vocab_size: Annotated[int, typer.Option("--vocab-size", min=257, help="text: ids.")] = 2048,
-    preset: Annotated[str, typer.Option("--preset", help="image: whose image tokenizer's sizes.")] = "nano",
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="image: whose image tokenizer's sizes; without it those of --init, else nano's."),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="image: pictures a step.")] = 64,
     init: Annotated[
         Path | None, typer.Option("--init", metavar="DIR|FILE", help="image: weights to start from (vq.safetensors).")
@@ -70,15 +73,19 @@ def command(
             raise UsageError("train-tokenizer text has no --dry-run", hint="it takes seconds")
         _text(out, data, vocab_size, output, call.force)
         return
-    from omnimamba_cli.engine.tokenizing import VQSettings, train_image_tokenizer
+    from omnimamba_cli.engine.starting import part_file, vq_config
+    from omnimamba_cli.engine.tokenizing import VQ_FILE, VQSettings, train_image_tokenizer
     from omnimamba_cli.presets import preset as find_preset
 
     if len(data) > 1:
         raise UsageError(f"train-tokenizer image takes one folder, here are {len(data)}", hint="--data DIR")
+    sizes = find_preset(preset or "nano").vq
+    if init is not None and preset is None:
+        sizes = vq_config(part_file(init, VQ_FILE), sizes)
     settings = VQSettings(
         data=data[0],
         output=output,
-        config=find_preset(preset).vq,
+        config=sizes,
         loop=train_common.loop_config(loop, call, steps=steps, lr=lr, warmup=warmup),
         init=init,
         batch=batch,
