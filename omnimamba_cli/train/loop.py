@@ -109,7 +109,7 @@ class Loop:
                 yield self._save()
                 yield Finished(step=self.step, steps=c.steps, complete=False, reason=reason, values=self.last_values)
                 return
-            self._one_step(next(batches))
+            self.take_step(next(batches))
             yield from self.job.after_step(self.step - 1, self._progress(), self.average)
             if self.step % c.log_every == 0 or self.step == c.steps:
                 yield self._report()
@@ -132,7 +132,7 @@ class Loop:
         self.job.module.train()
         batches = self.job.batches(self.step)
         for _ in range(count):
-            self._one_step(next(batches))
+            self.take_step(next(batches))
             yield self._report()
 
     def seconds(self) -> float:
@@ -182,7 +182,8 @@ class Loop:
             return f"the {self.config.max_minutes:g} minutes of --max-minutes are over"
         return self.should_stop()
 
-    def _one_step(self, micros: Sequence[Any]) -> None:
+    def take_step(self, micros: Sequence[Any]) -> None:
+        """Forward, backward and update on a step's micro-batches; waits for nothing."""
         c = self.config
         torch.manual_seed(_seed(c.seed, self.step, self.accelerate.process_index))
         rate = self._rate(self.step)

@@ -20,7 +20,8 @@ FLAGS = {
     "export": "--output --repo --license --notes --force",
     "convert": "--dtype --preset --force",
     "doctor": "",
-    "bench": f"{MODEL} --seq-len --task --batch --baseline --full --seconds --plot --force",
+    "bench": f"{MODEL} --seq-len --task --batch --baseline --full --seconds --plot --force --rows-mmu --rows-t2i "
+    "--checkpoint-activations",
 }
 
 
