@@ -97,7 +97,6 @@ def command(
     omnimamba bench
     omnimamba bench --seq-len 1000,16000,100000 --plot speed.svg
     omnimamba bench --task image --batch 16 --baseline show-o,janusflow-graph
-    omnimamba bench --task stage2 -m 1.3b --rows-t2i 48 --rows-mmu 3
     omnimamba bench -m nano --device cpu --seq-len 16000 --json > rows.jsonl
 
     A row says what exactly was measured, on what and how. By default steps are timed at sampled positions and summed
