@@ -53,7 +53,7 @@ Exit codes:
   1  a bug in this program    6    some of the inputs failed
   2  wrong use                130  stopped by Ctrl-C
   3  input or output file     141  the reader of stdout went away
-  4  model or download
+  4  model or download        143  training stopped by SIGTERM, a snapshot is saved
 """
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}

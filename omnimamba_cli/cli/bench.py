@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from omnimamba_cli.engine.bench import BenchConfig
     from omnimamba_cli.engine.bench_rows import Row
 
-TaskChoice = Literal["text", "image", "prefill", "train"]
+TaskChoice = Literal["text", "image", "prefill", "train", "stage2"]
 LONGEST = 10_000_000  # tokens; beyond, even the list of positions is large
 
 
@@ -31,8 +31,20 @@ def command(
             show_default=False,
         ),
     ] = None,
-    task: Annotated[TaskChoice, typer.Option("--task", help="What to measure.")] = "text",
+    task: Annotated[
+        TaskChoice, typer.Option("--task", help="What to measure; stage2: a step of the paper's training.")
+    ] = "text",
     batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows at once.")] = 1,
+    rows_mmu: Annotated[
+        int | None,
+        typer.Option("--rows-mmu", min=0, help="stage2: rows with a picture; without it 3, on a CPU 1."),
+    ] = None,
+    rows_t2i: Annotated[
+        int | None, typer.Option("--rows-t2i", min=0, help="stage2: drawings; without it 48, on a CPU 2.")
+    ] = None,
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="stage2: compute layers again for the gradient.")
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -96,10 +108,11 @@ def command(
     lengths = parse_lengths(seq_len)
     if task == "image" and lengths:
         raise UsageError("--seq-len says how much text, and a picture has a fixed number of codes", hint="leave it out")
-    if quantize and task == "train":
+    if quantize and task in ("train", "stage2"):
         raise UsageError(
             f"--quantize {quantize} is for decoding; training needs the whole weights", hint="leave it out"
         )
+    check_stage2(task, lengths, batch, rows_mmu, rows_t2i, checkpoint_activations)
     if full and task != "text":
         raise UsageError(f"--full is for text; --task {task} is always measured whole", hint="leave --full out")
     if plot is not None:
@@ -117,6 +130,9 @@ def command(
         quantize=quantize,
         full=full,
         budget_s=seconds,
+        rows_mmu=rows_mmu,
+        rows_t2i=rows_t2i,
+        checkpoint_activations=checkpoint_activations,
     )
     rows = measure(out, config)
     if plot is not None:
@@ -139,12 +155,27 @@ def parse_lengths(text: str | None) -> list[int]:
     return sorted({int(word) for word in words})
 
 
+def check_stage2(
+    task: TaskChoice, lengths: list[int], batch: int, rows_mmu: int | None, rows_t2i: int | None, recompute: bool
+) -> None:
+    """Raises for options of another task."""
+    if task == "stage2" and (lengths or batch != 1):
+        raise UsageError("stage2 has rows of both tasks at their full length", hint="--rows-mmu N --rows-t2i N")
+    if task != "stage2" and (rows_mmu is not None or rows_t2i is not None or recompute):
+        raise UsageError(
+            f"--rows-mmu, --rows-t2i and --checkpoint-activations are not for --task {task}", hint="--task stage2"
+        )
+    if rows_mmu == 0 and rows_t2i == 0:
+        raise UsageError("--rows-mmu 0 and --rows-t2i 0 leave nothing to measure", hint="leave one out")
+
+
 def check_plot(plot: str, task: TaskChoice, force: bool) -> None:
     """Raises before any work for a plot that cannot be drawn or written."""
     if Path(plot).suffix.lower() not in (".png", ".svg"):
         raise UsageError(f"{plot}: plots are drawn as PNG or SVG", hint=f"--plot {Path(plot).with_suffix('.svg')}")
-    if task == "image":
-        raise UsageError("--plot draws over length, and pictures have one", hint="leave --plot out")
+    if task in ("image", "stage2"):
+        what = "pictures have" if task == "image" else "stage2 has"
+        raise UsageError(f"--plot draws over length, and {what} one", hint="leave --plot out")
     targets.check(Path(plot), force)
 
 

@@ -1,41 +1,26 @@
-"""Options of the training commands, each once, and the loop that shows a run's events."""
+"""Options of the training commands, each once, in groups, and the loop that shows a run's events."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from omnimamba_cli.cli.options import DtypeChoice
+from omnimamba_cli.cli import options
+from omnimamba_cli.cli.config_file import ConfigFile, effective
 from omnimamba_cli.cli.output import Bar, Output
+from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from omnimamba_cli.train.events import Event
-    from omnimamba_cli.train.loop import LoopConfig
+    from omnimamba_cli.config import Task
+    from omnimamba_cli.engine.starting import StageSettings
+    from omnimamba_cli.train.events import Event, Plan
+    from omnimamba_cli.train.loop_config import LoopConfig
+    from omnimamba_cli.train.stages import Recipe
 
 OutputDir = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the result and its log go.")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; default: the paper's.")]
-Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate; default: the paper's.")]
-Warmup = Annotated[int | None, typer.Option("--warmup", min=0, help="Steps until the peak; default: the paper's.")]
-WeightDecay = Annotated[float, typer.Option("--weight-decay", min=0, help="On matrices.")]
-Clip = Annotated[float, typer.Option("--clip", help="Largest norm of the gradient.")]
-Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches a step; saves memory.")]
-Ema = Annotated[float, typer.Option("--ema", help="Decay of the weights' average, which is then saved; 0: none.")]
-LogEvery = Annotated[int, typer.Option("--log-every", min=1, help="Steps between lines of metrics.jsonl.")]
-SaveEvery = Annotated[int, typer.Option("--save-every", min=0, help="Steps between snapshots; 0: by time alone.")]
-SaveMinutes = Annotated[float, typer.Option("--save-minutes", min=0, help="Minutes between snapshots; 0: by steps.")]
-Keep = Annotated[int, typer.Option("--keep", min=1, help="Snapshots that are kept.")]
-MaxMinutes = Annotated[float, typer.Option("--max-minutes", min=0, help="Save and stop after this; 0: no limit.")]
-ClockMinutes = Annotated[
-    float,
-    typer.Option(
-        "--clock-minutes",
-        min=0,
-        help="End the learning rate's curve after this time, whatever the step; not repeatable to the bit. 0: off.",
-    ),
-]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that read pictures.")]
 MaxBadShare = Annotated[
     float,
@@ -46,57 +31,182 @@ MaxBadShare = Annotated[
         help="Stop when more than this share of the samples cannot be used; fewer are skipped and named.",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest snapshot, if there is one.")]
-Compile = Annotated[bool, typer.Option("--compile", help="Fuse operations first; pays on long runs.")]
-TrainSeed = Annotated[int, typer.Option("--seed", envvar="OMNIMAMBA_SEED", min=0, help="Of weights, data, dropout.")]
 ImageRoot = Annotated[
     Path | None, typer.Option("--image-root", metavar="DIR", help="Pictures are named relative to it.")
-]
-Unfreeze = Annotated[
-    list[str] | None, typer.Option("--unfreeze", metavar="PART", help="Train this part too; all: everything.")
 ]
 TokenizerFile = Annotated[
     Path | None, typer.Option("--tokenizer", metavar="FILE", help="tokenizer.json of a fresh model.")
 ]
-VisionFile = Annotated[
-    Path | None, typer.Option("--vision", metavar="DIR|FILE", help="Image encoders (vision.safetensors).")
-]
-VQFile = Annotated[Path | None, typer.Option("--vq", metavar="DIR|FILE", help="Image tokenizer (vq.safetensors).")]
-CaptionDropout = Annotated[
-    float | None,
-    typer.Option("--caption-dropout", min=0, max=1, help="Share of captions left out, so that guidance works."),
-]
+TrainSeed = Annotated[int, typer.Option("--seed", envvar="OMNIMAMBA_SEED", min=0, help="Of weights, data, dropout.")]
+Paper = "default: the paper's, see above."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every run's loop takes, as given."""
+class LoopOptions:
+    """How a run goes, whatever it trains."""
 
-    weight_decay: float
-    clip: float
-    accumulate: int
-    ema: float
-    log_every: int
-    save_every: int
-    save_minutes: float
-    keep: int
-    max_minutes: float
-    clock_minutes: float
-    seed: int
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0, help="On matrices.")] = 0.0
+    clip: Annotated[float, typer.Option("--clip", help="Largest norm of the gradient.")] = 1.0
+    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches a step; saves memory.")] = 1
+    ema: Annotated[
+        float, typer.Option("--ema", help="Decay of the weights' average, which is then saved; 0: none.")
+    ] = 0.0
+    log_every: Annotated[int, typer.Option("--log-every", min=1, help="Steps between lines of metrics.jsonl.")] = 50
+    save_every: Annotated[
+        int, typer.Option("--save-every", min=0, help="Steps between snapshots; 0: by time alone.")
+    ] = 0
+    save_minutes: Annotated[
+        float, typer.Option("--save-minutes", min=0, help="Minutes between snapshots; 0: by steps.")
+    ] = 10.0
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Snapshots that are kept.")] = 2
+    max_minutes: Annotated[
+        float, typer.Option("--max-minutes", min=0, help="Save and stop after this; 0: no limit.")
+    ] = 0.0
+    clock_minutes: Annotated[
+        float,
+        typer.Option(
+            "--clock-minutes",
+            min=0,
+            help="End the learning rate's curve after this time, whatever the step; not repeatable to the bit. 0: off.",
+        ),
+    ] = 0.0
+    workers: Workers = None
+    max_bad_share: MaxBadShare = BAD_SHARE
+    seed: TrainSeed = 0
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too, into DIR/tensorboard.")
+    ] = False
 
 
-def loop_config(common: Common, *, steps: int, lr: float, warmup: int, device: str, dtype: DtypeChoice) -> "LoopConfig":
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What a stage of the language model starts from and trains; without a value the paper's."""
+
+    image_root: ImageRoot = None
+    tokenizer: TokenizerFile = None
+    vision: Annotated[
+        Path | None, typer.Option("--vision", metavar="DIR|FILE", help="Image encoders (vision.safetensors).")
+    ] = None
+    vq: Annotated[
+        Path | None,
+        typer.Option(
+            "--vq",
+            metavar="DIR|FILE",
+            help="Image tokenizer (vq.safetensors). Of another codebook size, with drawing trained: the image "
+            "vocabulary starts anew.",
+        ),
+    ] = None
+    unfreeze: Annotated[
+        list[str] | None, typer.Option("--unfreeze", metavar="PART", help="Train this part too; all: everything.")
+    ] = None
+    caption_dropout: Annotated[
+        float | None,
+        typer.Option("--caption-dropout", min=0, max=1, help="Share of captions left out, so that guidance works."),
+    ] = None
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help=f"Optimiser steps; {Paper}")] = None
+    lr: Annotated[float | None, typer.Option("--lr", help=f"Peak learning rate; {Paper}")] = None
+    warmup: Annotated[int | None, typer.Option("--warmup", min=0, help=f"Steps until the peak; {Paper}")] = None
+    checkpoint_activations: Annotated[
+        bool,
+        typer.Option("--checkpoint-activations", help="Compute layers again for the gradient: less memory, slower."),
+    ] = False
+    eval_every: Annotated[
+        int,
+        typer.Option(
+            "--eval-every",
+            min=0,
+            help="Steps between evaluations on held-out data: loss, a sheet of captions, one of drawings; the best "
+            "model is kept in DIR/best. 0: none.",
+        ),
+    ] = 0
+    eval_samples: Annotated[
+        int, typer.Option("--eval-samples", min=1, help="Held-out samples of each task that are read.")
+    ] = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallOptions:
+    """One call of a training command."""
+
+    config: ConfigFile = None
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest snapshot, if there is one.")] = (
+        False
+    )
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show plan, parameters and memory, take two steps, write nothing.")
+    ] = False
+    force: options.Force = False
+    device: options.Device = "auto"
+    dtype: options.Dtype = "auto"
+    quiet: options.Quiet = False
+    verbose: options.Verbose = 0
+    color: options.Color = "auto"
+    json: options.Json = False
+
+    def configure(self, ctx: typer.Context) -> Output:
+        """The call's Output."""
+        return options.configure(ctx, quiet=self.quiet, verbose=self.verbose, color=self.color, json=self.json)
+
+
+def loop_config(given: LoopOptions, call: CallOptions, *, steps: int, lr: float, warmup: int) -> "LoopConfig":
     """The loop's settings, number format chosen for the device."""
     from omnimamba_cli.engine.runtime import pick_device
     from omnimamba_cli.engine.training import pick_precision
-    from omnimamba_cli.train.loop import LoopConfig
+    from omnimamba_cli.train.loop_config import LoopConfig
 
-    return LoopConfig(
-        steps=steps,
-        lr=lr,
-        warmup=warmup,
-        precision=pick_precision(dtype, pick_device(device)[0]),
-        **vars(common),
+    values = {
+        name: value for name, value in vars(given).items() if name not in ("workers", "max_bad_share", "tensorboard")
+    }
+    precision = pick_precision(call.dtype, pick_device(call.device)[0])
+    return LoopConfig(steps=steps, lr=lr, warmup=warmup, precision=precision, **values)
+
+
+def stage_settings(
+    ctx: typer.Context,
+    row: "Recipe",
+    what: StageOptions,
+    loop: LoopOptions,
+    call: CallOptions,
+    *,
+    data: "Mapping[Task, Sequence[Path] | None]",
+    eval_data: "Mapping[Task, Sequence[Path] | None]",
+    batch: "Mapping[Task, int | None]",
+    **others: Any,  # Any: the fields of StageSettings that one stage has
+) -> "StageSettings":
+    """A stage's settings: what was given, and the paper's row for the rest."""
+    from omnimamba_cli.engine.training import StageSettings
+
+    papers = {"steps": row.steps, "lr": row.lr, "warmup": row.warmup}
+    papers |= {"batch_mmu": row.batch_mmu, "batch_t2i": row.batch_t2i}
+    given = {"steps": what.steps, "lr": what.lr, "warmup": what.warmup}
+    given |= {f"batch_{task}": rows for task, rows in batch.items()}
+    chosen: dict[str, Any] = papers | {name: value for name, value in given.items() if value is not None}
+    curve = loop_config(loop, call, steps=chosen["steps"], lr=chosen["lr"], warmup=chosen["warmup"])
+    return StageSettings(
+        loop=replace(curve, eval_every=what.eval_every),
+        data_mmu=tuple(data.get("mmu") or ()),
+        data_t2i=tuple(data.get("t2i") or ()),
+        eval_mmu=tuple(eval_data.get("mmu") or ()),
+        eval_t2i=tuple(eval_data.get("t2i") or ()),
+        eval_samples=what.eval_samples,
+        batch_mmu=chosen["batch_mmu"],
+        batch_t2i=chosen["batch_t2i"],
+        image_root=what.image_root,
+        tokenizer=what.tokenizer,
+        vision=what.vision,
+        vq=what.vq,
+        caption_dropout=what.caption_dropout,
+        unfreeze=tuple(what.unfreeze or ()),
+        checkpoint_activations=what.checkpoint_activations,
+        workers=default_workers(loop.workers),
+        max_bad_share=loop.max_bad_share,
+        tensorboard=loop.tensorboard,
+        device=call.device,
+        resume=call.resume,
+        force=call.force,
+        dry_run=call.dry_run,
+        options=effective(ctx, **chosen, batch=chosen[f"batch_{next(iter(batch))}"]),
+        **others,
     )
 
 
@@ -112,14 +222,15 @@ def default_workers(workers: int | None) -> int:
 def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None:
     """Runs to the end: progress and remarks on stderr, the result's path on stdout (events as JSON with --json)."""
     from omnimamba_cli.engine.runtime import is_first_process
-    from omnimamba_cli.train.events import Finished, Note, Progress, Saved, Skipped
+    from omnimamba_cli.train.events import Evaluated, Finished, Note, Plan, Progress, Saved, Skipped
 
     if not is_first_process():
         for event in events:  # the first of several processes tells, but of bad samples each knows its own
             if isinstance(event, Skipped):
                 out.note(f"skipped {event.name}: {event.reason}")
         return
-    interrupted = False
+    last: Saved | None = None
+    stopped = ""
     with out.progress(label, total=total) as bar:
         shown = 0
         for event in events:
@@ -129,18 +240,40 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
                 out.note(f"skipped {event.name}: {event.reason}")
             elif isinstance(event, Progress):
                 shown = _progress(event, out, bar, shown)
+            elif isinstance(event, Evaluated):
+                values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+                out.note(f"step {event.step:,}/{event.steps:,}  {values}{'  (best)' if event.best else ''}")
+            elif isinstance(event, Plan):
+                _plan(event, out)
             elif isinstance(event, Saved):
                 out.detail(f"saved {event.path}")
                 last = event
             elif isinstance(event, Finished) and not event.complete:
                 out.note(f"stopped at step {event.step:,} of {event.steps:,}: {event.reason}; --resume continues")
-                interrupted = event.reason.startswith("stopped by")
+                stopped = event.reason
+    if last is None:
+        return
     if out.json:
         out.record({"path": str(last.path), "step": last.step})
     else:
         out.line(str(last.path))
-    if interrupted:
-        raise typer.Exit(ExitCode.INTERRUPTED)
+    if stopped.startswith("stopped by"):
+        raise typer.Exit(ExitCode.TERMINATED if stopped.endswith("SIGTERM") else ExitCode.INTERRUPTED)
+
+
+def _plan(event: "Plan", out: Output) -> None:
+    """--dry-run's result: the parts as a table, then each fact on a line; with --json one object."""
+    if out.json:
+        parts = [{"part": name, "parameters": whole, "trained": trained} for name, whole, trained in event.parts]
+        out.record({"kind": "plan" if parts else "steps", **({"parts": parts} if parts else {}), **event.facts})
+        return
+    if event.parts:
+        out.table(["part", "parameters", "trained"], [[n, f"{w:,}", f"{t:,}" if t else "-"] for n, w, t in event.parts])
+    for name, value in event.facts.items():
+        if name.endswith("_bytes"):
+            out.line(f"{name.removesuffix('_bytes')}: {int(value) / 1e9:.2f} GB")
+        else:
+            out.line(f"{name.replace('_', ' ')}: {f'{value:,}' if isinstance(value, int) else value}")
 
 
 def _progress(event: "Event", out: Output, bar: Bar, shown: int) -> int:

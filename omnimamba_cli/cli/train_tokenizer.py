@@ -1,15 +1,27 @@
 """`omnimamba train-tokenizer`: a text tokenizer, or an image tokenizer."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from omnimamba_cli.cli import options, train_common
+from omnimamba_cli.cli import train_common
+from omnimamba_cli.cli.config_file import effective
+from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.output import Output
-from omnimamba_cli.config import BAD_SHARE
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loop(train_common.LoopOptions):
+    """As for every run, but averaged by default: reconstructions of the average are better."""
+
+    ema: Annotated[
+        float, typer.Option("--ema", help="image: decay of the weights' average, which is then saved; 0: none.")
+    ] = 0.999
+
+
+@takes_groups
 def command(
     ctx: typer.Context,
     kind: Annotated[Literal["text", "image"], typer.Argument(metavar="text|image", help="What it cuts up.")],
@@ -20,8 +32,13 @@ def command(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="PATH", help="text: tokenizer.json; image: a directory.")
     ],
+    loop: Loop,
+    call: train_common.CallOptions,
     vocab_size: Annotated[int, typer.Option("--vocab-size", min=257, help="text: ids.")] = 2048,
-    preset: Annotated[str, typer.Option("--preset", help="image: whose image tokenizer's sizes.")] = "nano",
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="image: whose image tokenizer's sizes; without it those of --init, else nano's."),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="image: pictures a step.")] = 64,
     init: Annotated[
         Path | None, typer.Option("--init", metavar="DIR|FILE", help="image: weights to start from (vq.safetensors).")
@@ -29,30 +46,18 @@ def command(
     steps: Annotated[int, typer.Option("--steps", min=1, help="image: optimiser steps.")] = 20_000,
     lr: Annotated[float, typer.Option("--lr", help="image: peak learning rate.")] = 4e-4,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="image: steps until the peak.")] = 200,
-    weight_decay: train_common.WeightDecay = 0.0,
-    clip: train_common.Clip = 1.0,
-    accumulate: train_common.Accumulate = 1,
-    ema: train_common.Ema = 0.999,
-    revive_every: Annotated[int, typer.Option("--revive-every", min=1, help="image: steps; unused codes.")] = 100,
+    revive_every: Annotated[
+        int,
+        typer.Option(
+            "--revive-every",
+            min=0,
+            help="image: steps after which unused codes are replaced; 0: never, for fine-tuning.",
+        ),
+    ] = 100,
     sheet_every: Annotated[int, typer.Option("--sheet-every", min=0, help="image: steps between sheets.")] = 1000,
-    log_every: train_common.LogEvery = 50,
-    save_every: train_common.SaveEvery = 0,
-    save_minutes: train_common.SaveMinutes = 10.0,
-    keep: train_common.Keep = 2,
-    max_minutes: train_common.MaxMinutes = 0.0,
-    clock_minutes: train_common.ClockMinutes = 0.0,
-    workers: train_common.Workers = None,
-    max_bad_share: train_common.MaxBadShare = BAD_SHARE,
-    compile_model: train_common.Compile = False,
-    seed: train_common.TrainSeed = 0,
-    resume: train_common.Resume = False,
-    force: options.Force = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    color: options.Color = "auto",
-    json: options.Json = False,
+    compile_model: Annotated[
+        bool, typer.Option("--compile", help="image: fuse operations first; pays on long runs.")
+    ] = False,
 ) -> None:
     """Train a text tokenizer (BPE) or an image tokenizer (VQ).
 
@@ -60,45 +65,41 @@ def command(
     omnimamba train-tokenizer text --data captions.jsonl --vocab-size 2048 -o tokenizer.json
     omnimamba train-tokenizer image --data pictures/ --preset nano -o vq/
     """
-    out = options.configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
-    if kind == "text":
-        _text(out, data, vocab_size, output, force)
-        return
-    from omnimamba_cli.engine.tokenizing import VQSettings, train_image_tokenizer
+    out = call.configure(ctx)
     from omnimamba_cli.errors import UsageError
+
+    if kind == "text":
+        if call.dry_run:
+            raise UsageError("train-tokenizer text has no --dry-run", hint="it takes seconds")
+        _text(out, data, vocab_size, output, call.force)
+        return
+    from omnimamba_cli.engine.starting import part_file, vq_config
+    from omnimamba_cli.engine.tokenizing import VQ_FILE, VQSettings, train_image_tokenizer
     from omnimamba_cli.presets import preset as find_preset
 
     if len(data) > 1:
         raise UsageError(f"train-tokenizer image takes one folder, here are {len(data)}", hint="--data DIR")
-    common = train_common.Common(
-        weight_decay=weight_decay,
-        clip=clip,
-        accumulate=accumulate,
-        ema=ema,
-        log_every=log_every,
-        save_every=save_every,
-        save_minutes=save_minutes,
-        keep=keep,
-        max_minutes=max_minutes,
-        clock_minutes=clock_minutes,
-        seed=seed,
-    )
-    loop = train_common.loop_config(common, steps=steps, lr=lr, warmup=warmup, device=device, dtype=dtype)
+    sizes = find_preset(preset or "nano").vq
+    if init is not None and preset is None:
+        sizes = vq_config(part_file(init, VQ_FILE), sizes)
     settings = VQSettings(
         data=data[0],
         output=output,
-        config=find_preset(preset).vq,
-        loop=loop,
+        config=sizes,
+        loop=train_common.loop_config(loop, call, steps=steps, lr=lr, warmup=warmup),
         init=init,
         batch=batch,
         revive_every=revive_every,
         sheet_every=sheet_every,
-        workers=train_common.default_workers(workers),
-        max_bad_share=max_bad_share,
-        device=device,
+        workers=train_common.default_workers(loop.workers),
+        max_bad_share=loop.max_bad_share,
+        tensorboard=loop.tensorboard,
+        device=call.device,
         compile=compile_model,
-        resume=resume,
-        force=force,
+        resume=call.resume,
+        force=call.force,
+        dry_run=call.dry_run,
+        options=effective(ctx),
     )
     train_common.show(train_image_tokenizer(settings), out, "image tokenizer", steps)
 

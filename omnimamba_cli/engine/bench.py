@@ -18,10 +18,11 @@ from omnimamba_cli.engine.bench_machine import Machine, free_bytes, measure_mach
 from omnimamba_cli.engine.bench_measure import Cell, blank, measure
 from omnimamba_cli.engine.bench_opponents import LARGE, LLAMA_1B3, Opponent, chosen, matched, opponent
 from omnimamba_cli.engine.bench_rows import Row, TaskName
+from omnimamba_cli.engine.bench_stage2 import Stage2Bench, prepared
 from omnimamba_cli.engine.bench_systems import OmniMambaSystem, System, load_ours
 from omnimamba_cli.engine.bench_timing import integrate, sample_positions
 from omnimamba_cli.engine.bench_transformers import TransformerSystem
-from omnimamba_cli.engine.runtime import parameter_count
+from omnimamba_cli.engine.runtime import parameter_count, pick_device
 from omnimamba_cli.model.quantized import Quantization
 
 QUESTION = 27  # tokens: with a picture's patches and four marks, the prefix is 760 for the published model
@@ -44,6 +45,9 @@ class BenchConfig:
     quantize: Quantization | None = None  # our own model's weights, in one byte each
     full: bool = False
     budget_s: float | None = None  # for everything; None: 100 s on a CPU, 600 s elsewhere
+    rows_mmu: int | None = None  # of the task stage2; None: the paper's for one GPU, on a CPU few
+    rows_t2i: int | None = None
+    checkpoint_activations: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,9 @@ def run(config: BenchConfig) -> Iterator[Event]:
     Raises UsageError for an unknown baseline, and what Session raises for a model, device or dtype.
     """
     name = config.model or ("1.3b" if torch.cuda.is_available() and config.device != "cpu" else "nano")
+    if config.task == "stage2":
+        yield from stage2(config, name)
+        return
     lengths = list(config.seq_lens or LENGTHS.get(config.task, (0,)))
     start = time.perf_counter()
     loaded = load_ours(name, config.device, config.dtype, config.task, max(lengths) + EXTRA, config.quantize)
@@ -116,6 +123,37 @@ def run(config: BenchConfig) -> Iterator[Event]:
             yield transformer_floor(config, machine, model, kind, length)
     if parameter_count(model) > LARGE:
         yield from bench_claims.verdicts(rows)
+
+
+def stage2(config: BenchConfig, name: str) -> Iterator[Event]:
+    """The paper's stage-2 step as one row; out of memory is one, too."""
+    device, _ = pick_device(config.device)
+    bench = Stage2Bench(
+        model=name,
+        device=config.device,
+        dtype=config.dtype,  # type: ignore[arg-type]  # the same words
+        rows_mmu=config.rows_mmu,
+        rows_t2i=config.rows_t2i,
+        checkpoint_activations=config.checkpoint_activations,
+        budget_s=config.budget_s or (100.0 if device.type == "cpu" else 600.0),
+    )
+    machine, step = prepared(bench)
+    yield Begun(machine, name, 1)
+    try:
+        yield step.measure()
+    except (RuntimeError, MemoryError) as error:
+        rows = sum(step.rows.values())
+        yield Row(
+            task="stage2",
+            system=step.config.name,
+            opponent=False,
+            what=step.what(),
+            machine=machine,
+            dtype=machine.dtype,
+            batch=rows,
+            method="failed",
+            error=memory_failure(error),
+        )
 
 
 def _can(name: str, config: BenchConfig, model: ModelConfig) -> bool:

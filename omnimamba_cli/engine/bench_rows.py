@@ -9,7 +9,7 @@ import torch
 from omnimamba_cli.engine.bench_machine import Machine, Memory
 from omnimamba_cli.engine.bench_timing import Sample, Timing
 
-TaskName = Literal["text", "image", "prefill", "train"]
+TaskName = Literal["text", "image", "prefill", "train", "stage2"]
 Method = Literal["sampled", "full", "extrapolated", "repeated", "computed", "failed"]
 METHODS: Mapping[Method, str] = {
     "sampled": "steps timed at sampled positions, the sum over all positions by linear interpolation",
@@ -46,6 +46,7 @@ class Row:
     pictures: int = 0
     floor_s: float | None = None  # of the work in total_s less the prefix: what bytes and operations allow
     work_s: float | None = None  # the time that compares with the floor
+    mfu: float | None = None  # share of the hardware's operations that the model itself needs
     weight_bytes: int = 0  # that a step reads
     context_bytes: int = 0  # state or cache that the last step moves
     memory: Memory | None = None
@@ -103,6 +104,7 @@ class Row:
             "peak_rss_bytes": memory.rss,
             "floor_s": _short(self.floor_s),
             "floor_fraction": _short(self.floor_fraction),
+            "mfu": _short(self.mfu),
             "weight_bytes": self.weight_bytes,
             "context_bytes": self.context_bytes,
             "read_bytes_per_s": round(self.machine.read_bytes_per_s),
@@ -134,7 +136,7 @@ def _ms(seconds: float | None) -> float | None:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headers and rows for people; a column that is empty everywhere is left out."""
     whole = ["system", "length", "ms/token", "spread", "tokens/s", "images/s", "total s", "paper s", "first ms"]
-    headers = [*whole, "GiB", "of floor", "how"]
+    headers = [*whole, "GiB", "of floor", "MFU", "how"]
     cells = [_cells(row) for row in rows]
     kept = [i for i in range(len(headers)) if i == 0 or any(line[i] for line in cells)]
     return [headers[i] for i in kept], [[line[i] for i in kept] for line in cells]
@@ -155,6 +157,7 @@ def _cells(row: Row) -> list[str]:
         _number(1e3 * row.ttft.median if row.ttft else None),
         "" if main is None else f"{main / GIB:.2f}",
         "" if row.floor_fraction is None else f"{100 * row.floor_fraction:.0f} %",
+        "" if row.mfu is None else f"{100 * row.mfu:.1f} %",
         row.error.split(":")[0] if row.error else row.method,
     ]
 

@@ -134,7 +134,7 @@ def load_ours(
         model = model if task == "train" else merged(model, lora)
         if narrow is not None:
             runtime.check_quantization(narrow, place)
-            model = quantize(model, lora, narrow)
+            model = quantize(model, lora, narrow, pack=place.type == "cpu")
         notes.append("random weights")
         vq = random_module(lambda: VQModel(config.vq), place, torch.float32) if task == "image" else None
     else:

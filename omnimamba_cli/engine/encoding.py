@@ -28,6 +28,7 @@ from omnimamba_cli.engine.tokenizing import VQ_FILE, load_vq
 from omnimamba_cli.errors import DataError, InputError, UsageError
 from omnimamba_cli.presets import preset
 from omnimamba_cli.train.events import Event, Note, Progress, Saved, Skipped
+from omnimamba_cli.train.loop_config import fixed_shapes
 from omnimamba_cli.train.skipping import Skipping
 
 
@@ -92,7 +93,8 @@ class Tokenizing:
         for batch in self._batches(self.start + done):
             shown = [item for item in batch if isinstance(item, Captioned)]
             pixels = torch.stack([item.pixels for item in shown]) if shown else torch.zeros(0, 3, 1, 1)
-            codes = iter(encode(pixels.to(self.device)).tolist())
+            with fixed_shapes(self.device):
+                codes = iter(encode(pixels.to(self.device)).tolist())
             bad = [item for item in batch if isinstance(item, Bad)]
             part.write([None if isinstance(item, Bad) else (next(codes), item.captions) for item in batch])
             skipping.count(len(batch), bad)

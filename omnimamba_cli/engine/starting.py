@@ -1,23 +1,27 @@
 """Where a training run starts: its settings, and the models they name, in memory. Trains nothing."""
 
 import dataclasses
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from omnimamba_cli.config import BAD_SHARE, ModelConfig, Task
+from omnimamba_cli.config import BAD_SHARE, ModelConfig, Task, VQConfig
 from omnimamba_cli.data.tokenizer import TextTokenizer
-from omnimamba_cli.engine import checkpoint, storage
+from omnimamba_cli.engine import checkpoint, hub, storage
 from omnimamba_cli.engine.safetensors_io import read_header, read_safetensors
 from omnimamba_cli.engine.storage import Storage
-from omnimamba_cli.errors import CheckpointError, UsageError
+from omnimamba_cli.errors import CheckpointError, ConfigError, UsageError
 from omnimamba_cli.model.convert import check
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.sizes import vq_from_shapes
 from omnimamba_cli.model.vision import VisionTowers
 from omnimamba_cli.presets import PRESETS, preset
-from omnimamba_cli.train.loop import LoopConfig
+from omnimamba_cli.train.loop_config import LoopConfig
 from omnimamba_cli.train.stages import Stage, merge
 
 
@@ -29,7 +33,7 @@ class StageSettings:
     task: Task | None = None  # stage 1 only
     output: Path
     loop: LoopConfig
-    init: str | None = None  # model directory, or a preset's name for fresh weights
+    init: str | None = None  # a model as every command takes it, or a preset's name for fresh weights
     init_mmu: Path | None = None  # stage 2: results of stage 1 to be merged
     init_t2i: Path | None = None
     tokenizer: Path | None = None  # with a preset
@@ -37,6 +41,9 @@ class StageSettings:
     vq: Path | None = None
     data_mmu: tuple[Path, ...] = ()
     data_t2i: tuple[Path, ...] = ()
+    eval_mmu: tuple[Path, ...] = ()  # held out, for evaluations during the run
+    eval_t2i: tuple[Path, ...] = ()
+    eval_samples: int = 256  # of each task, at most
     image_root: Path | None = None
     questions: bool = True  # False: the paper's first stage, captions alone
     batch_mmu: int = 0  # rows a step
@@ -46,11 +53,15 @@ class StageSettings:
     caption_dropout: float | None = None  # None: the model's own
     unfreeze: tuple[str, ...] = ()
     max_bad_share: float = BAD_SHARE  # of the samples seen; more bad ones end the run
+    checkpoint_activations: bool = False
+    tensorboard: bool = False
     workers: int = 0
     device: str = "auto"
     resume: bool = False
     force: bool = False
+    dry_run: bool = False
     storage: Storage = "fp32"
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the command line, for train.toml
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -75,6 +86,7 @@ class Start:
     towers: VisionTowers | None
     tokenizer: TextTokenizer
     copies: dict[str, Path]  # vision.safetensors, vq.safetensors: file in the result -> where it is now
+    notes: list[str] = field(default_factory=list)  # what a user should know of it
 
 
 def _fresh(settings: StageSettings) -> Start:
@@ -85,7 +97,9 @@ def _fresh(settings: StageSettings) -> Start:
         missing["--vision"] = settings.vision
     for option, value in missing.items():
         if value is None:
-            raise UsageError(f"--init {settings.init} starts from nothing and needs {option}", hint=f"{option} FILE")
+            known = dict(hub.installed()).get(settings.init or "")
+            hint = f"{option} FILE" + (f"; to continue the trained model: --init {known}" if known else "")
+            raise UsageError(f"--init {settings.init} starts from nothing and needs {option}", hint=hint)
     assert settings.tokenizer is not None
     tokenizer = TextTokenizer.from_file(part_file(settings.tokenizer, checkpoint.TOKENIZER), config.text)
     torch.manual_seed(settings.loop.seed)
@@ -117,10 +131,12 @@ def start_of(settings: StageSettings) -> Start:
         start = _merged(settings)
     elif settings.init is None:
         raise UsageError("stage 1 needs a start", hint=f"--init DIR, or a fresh one: --init {' | '.join(PRESETS)}")
-    elif Path(settings.init).is_dir():
-        start = _loaded(Path(settings.init))
-    else:
+    elif settings.init in PRESETS and not Path(settings.init).is_dir():
         start = _fresh(settings)
+    else:
+        start = _loaded(hub.resolve(settings.init))
+    if settings.vq is not None:
+        start = with_image_tokenizer(start, settings)
     for name, given in (("vision.safetensors", settings.vision), ("vq.safetensors", settings.vq)):
         if given is not None:
             start.copies[name] = part_file(given, name)
@@ -132,6 +148,57 @@ def start_of(settings: StageSettings) -> Start:
     if "mmu" in settings.tasks:
         start.towers = _towers(start)
     return start
+
+
+def vq_config(path: Path, like: VQConfig) -> VQConfig:
+    """The sizes of an image tokenizer's file: config.json beside it, else what its shapes tell.
+
+    Raises CheckpointError for a config.json that is no VQ configuration.
+    """
+    beside = path.parent / checkpoint.CONFIG
+    if not beside.is_file():
+        return vq_from_shapes(storage.logical_shapes(read_header(path)), like, str(path))
+    try:
+        data = json.loads(beside.read_text(encoding="utf-8"))
+        return VQConfig.from_dict(data.get("vq", data))
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{beside} is no valid JSON: {error}") from None
+    except ConfigError as error:
+        raise CheckpointError(f"{beside}: {error.message}", hint=error.hint) from None
+
+
+def with_image_tokenizer(start: Start, settings: StageSettings) -> Start:
+    """The start with the image tokenizer of --vq; one of other sizes gives its sizes to the model's config.
+
+    Its codes then mean something else: the image vocabulary (embedding and tied head) starts anew, and positions are
+    added where a drawing has become longer. Raises CheckpointError where drawing is not trained.
+    """
+    assert settings.vq is not None
+    path = part_file(settings.vq, "vq.safetensors")
+    old, new = start.config.vq, vq_config(path, start.config.vq)
+    if new == old:
+        return start
+    differ = [f.name for f in dataclasses.fields(new) if getattr(new, f.name) != getattr(old, f.name)]
+    what = ", ".join(f"{name} {getattr(new, name)} instead of {getattr(old, name)}" for name in differ)
+    if "t2i" not in settings.tasks:
+        raise CheckpointError(
+            f"{path} has other sizes than the model ({what}), and drawing is not trained",
+            hint="train-stage1 --task t2i or train-stage2",
+        )
+    length = start.config.t2i_prefix + new.codes + 1
+    rows = max(start.config.t2i_positions, length)
+    config = dataclasses.replace(start.config, vq=new, t2i_positions=rows)
+    torch.manual_seed(settings.loop.seed)
+    model = OmniMamba(config)
+    kept = start.model.state_dict()
+    fresh = model.state_dict()
+    kept["image_embedding.weight"] = fresh["image_embedding.weight"]
+    kept["t2i_positions"] = torch.cat([kept["t2i_positions"], fresh["t2i_positions"][len(kept["t2i_positions"]) :]])
+    model.load_state_dict(kept)
+    said = f"{path} is another image tokenizer ({what}): image_embedding and the image head start anew"
+    if rows > start.config.t2i_positions:
+        said += f", {rows - start.config.t2i_positions} positions are new"
+    return dataclasses.replace(start, config=config, model=model, notes=[*start.notes, said])
 
 
 def _towers(start: Start) -> VisionTowers:

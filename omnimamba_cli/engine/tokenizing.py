@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,16 +18,20 @@ from omnimamba_cli.data.rejects import Rejects
 from omnimamba_cli.data.resident import ResidentPictures, fits
 from omnimamba_cli.data.sequences import TRAINING_PROMPT
 from omnimamba_cli.data.tokenizer import train_bpe
-from omnimamba_cli.engine import checkpoint
+from omnimamba_cli.engine import checkpoint, curves
+from omnimamba_cli.engine.board import Board, summary_writer
+from omnimamba_cli.engine.rehearsal import measured, state_bytes
+from omnimamba_cli.engine.run_folder import check_output, has_snapshot, prepare_output, write_settings
 from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.safetensors_io import partial, write_safetensors
-from omnimamba_cli.engine.starting import fill, part_file
-from omnimamba_cli.engine.training import check_output, prepare_output, stop_signals, write_settings
-from omnimamba_cli.errors import CheckpointError, ConfigError, InputError, UsageError
+from omnimamba_cli.engine.samples import save_sheet
+from omnimamba_cli.engine.starting import fill, part_file, vq_config
+from omnimamba_cli.engine.training import stop_signals
+from omnimamba_cli.errors import CheckpointError, InputError, UsageError
 from omnimamba_cli.model.vq import VQModel
-from omnimamba_cli.train import snapshots
-from omnimamba_cli.train.events import Event, Finished, Note, Saved, Sheet
-from omnimamba_cli.train.loop import Loop, LoopConfig, accelerator
+from omnimamba_cli.train.events import Event, Finished, Note, Plan, Saved, Sheet
+from omnimamba_cli.train.loop import Loop
+from omnimamba_cli.train.loop_config import LoopConfig, accelerator, fixed_shapes
 from omnimamba_cli.train.pictures import VQJob, VQLosses, VQObjective
 
 VQ_FILE = "vq.safetensors"
@@ -82,16 +87,23 @@ class VQSettings:
     max_bad_share: float = BAD_SHARE
     device: str = "auto"
     compile: bool = False
+    tensorboard: bool = False
     resume: bool = False
     force: bool = False
+    dry_run: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the command line, for train.toml
 
 
 def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
     """Train a VQ model on a folder of pictures; the output holds vq.safetensors and config.json."""
     device, _ = pick_device(settings.device)
-    check_output(settings.output, resume=settings.resume, force=settings.force, marker=VQ_FILE)
+    if settings.tensorboard:
+        summary_writer()
+    if not settings.dry_run:
+        check_output(settings.output, resume=settings.resume, force=settings.force, marker=VQ_FILE)
     pictures = Pictures.below(settings.data, settings.config.image_size)
-    yield from prepare_output(settings.output, resume=settings.resume)
+    if not settings.dry_run:
+        yield from prepare_output(settings.output, resume=settings.resume)
     yield Note(text=f"{len(pictures):,} pictures")
     accelerate = accelerator(device, settings.loop.precision)
     if accelerate.num_processes > 1:
@@ -121,28 +133,41 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
     if settings.compile:
         objective.model.encoder.compile()
         objective.model.decoder.compile()
-    with stop_signals() as should_stop:
+    with stop_signals() as should_stop, fixed_shapes(accelerate.device):
         loop = Loop(job, settings.loop, accelerate, settings.output, should_stop=should_stop)
-        if settings.resume and next(snapshots.newest_first(loop.snapshot_folder), None) is not None:
+        if settings.dry_run:
+            yield from _rehearse_vq(loop)
+            return
+        if settings.resume and has_snapshot(settings.output):
             yield from loop.resume()
         write_settings(settings.output, settings)
-        for event in loop.run():
-            if isinstance(event, Sheet):
-                _save_sheet(event, settings.output)
-            if isinstance(event, Finished):
-                loop.close()
-                loop.average.swap()
-                _save_vq(objective.model, settings.output)
-                yield Saved(path=settings.output / VQ_FILE, step=event.step)
-                event = dataclasses.replace(event, path=settings.output)
-            yield event
+        yield from _run_vq(loop, settings, objective.model)
 
 
-def _save_sheet(sheet: Sheet, output: Path) -> None:
-    folder = output / "sheets"
-    folder.mkdir(exist_ok=True)
-    with partial(folder / f"step-{sheet.step:06d}.png") as temporary:
-        sheet.image.save(temporary, format="PNG")
+def _run_vq(loop: Loop, settings: VQSettings, model: VQModel) -> Iterator[Event]:
+    """The loop's events, and what is written on their occasion."""
+    board = Board(settings.output, loop.step) if settings.tensorboard else None
+    for event in loop.run():
+        if board is not None:
+            board.write(event)
+        if isinstance(event, Sheet):
+            save_sheet(settings.output / "sheets", "step", event.step, event.image)
+        if isinstance(event, Finished):
+            loop.close()
+            loop.average.swap()
+            _save_vq(model, settings.output)
+            curves.write(settings.output)
+            yield Saved(path=settings.output / VQ_FILE, step=event.step)
+            event = dataclasses.replace(event, path=settings.output)
+        yield event
+
+
+def _rehearse_vq(loop: Loop) -> Iterator[Event]:
+    """--dry-run: sizes, then two steps."""
+    count = sum(p.numel() for p in loop.parameters.values())
+    held = state_bytes(count, count, average=bool(loop.config.ema))
+    yield Plan(parts=[("vq", count, count)], facts={"steps": loop.config.steps, "lr": loop.config.lr, **held})
+    yield from measured(loop)
 
 
 def _save_vq(model: VQModel, output: Path) -> None:
@@ -159,13 +184,7 @@ def load_vq(path: Path, config: VQConfig | None = None) -> VQModel:
     if config is None:
         if not beside.is_file():
             raise CheckpointError(f"{beside} is missing: the sizes of {file} are unknown", hint="--preset NAME")
-        try:
-            data = json.loads(beside.read_text(encoding="utf-8"))
-            config = VQConfig.from_dict(data.get("vq", data))
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{beside} is no valid JSON: {error}") from None
-        except ConfigError as error:
-            raise CheckpointError(f"{beside}: {error.message}", hint=error.hint) from None
+        config = vq_config(file, VQConfig())
     model = VQModel(config)
     fill(model, file)
     return model.eval()

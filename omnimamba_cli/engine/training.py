@@ -1,36 +1,57 @@
-"""Training commands, callable from Python: stage 1 and 2 of the language model. Yields events, prints nothing.
+"""Training commands, callable from Python: stage 1 and 2 of the language model. Yields events, prints nothing."""
 
-A run's directory is a model directory (the result) with train.json (its settings), metrics.jsonl and snapshots/.
-"""
-
-import dataclasses
-import json
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from accelerate import Accelerator
+from PIL import Image
 
-from omnimamba_cli.engine import card, checkpoint
-from omnimamba_cli.engine.checkpoint import ModelFiles
-from omnimamba_cli.engine.opening import open_data
+from omnimamba_cli.config import Task
+from omnimamba_cli.data.codes import DrawnCodes
+from omnimamba_cli.data.talks import Conversations
+from omnimamba_cli.engine import curves, samples
+from omnimamba_cli.engine.board import Board, summary_writer
+from omnimamba_cli.engine.opening import OpenData, open_data, said
+from omnimamba_cli.engine.rehearsal import rehearse
+from omnimamba_cli.engine.run_folder import (
+    BEST,
+    check_output,
+    has_snapshot,
+    prepare_output,
+    save_result,
+    write_settings,
+)
 from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.starting import StageSettings, Start, own_memory, start_of
-from omnimamba_cli.errors import InputError
-from omnimamba_cli.train import snapshots
-from omnimamba_cli.train.events import Event, Finished, Note, Progress, Saved, Sheet, Skipped
+from omnimamba_cli.errors import UsageError
+from omnimamba_cli.train.events import Evaluated, Event, Finished, Note, Progress, Saved, Sheet, Skipped
+from omnimamba_cli.train.held_out import HeldOutLanguage
 from omnimamba_cli.train.language import LanguageJob, Objective
-from omnimamba_cli.train.loop import Loop, LoopConfig, Precision, accelerator
+from omnimamba_cli.train.loop import Loop
+from omnimamba_cli.train.loop_config import LoopConfig, Precision, accelerator
 from omnimamba_cli.train.stages import freeze, part_of, trained_parts
 
-__all__ = ["Event", "Finished", "LoopConfig", "Note", "Progress", "Saved", "Sheet", "Skipped", "StageSettings", "train"]
+__all__ = [
+    "Evaluated",
+    "Event",
+    "Finished",
+    "LoopConfig",
+    "Note",
+    "Progress",
+    "Saved",
+    "Sheet",
+    "Skipped",
+    "StageSettings",
+    "train",
+]
 
-SETTINGS = "train.json"
 PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]
 
 
@@ -65,52 +86,79 @@ def stop_signals() -> Iterator[Callable[[], str | None]]:
             signal.signal(number, handler)
 
 
-def check_output(output: Path, *, resume: bool, force: bool, marker: str = checkpoint.CONFIG) -> None:
-    """Raise InputError for a directory that holds a run or a model already; writes nothing."""
-    holds = _has_snapshot(output) or (output / marker).exists()
-    if holds and not (resume or force):
-        raise InputError(f"{output} holds a run or a model", hint="--resume continues, --force starts anew")
-
-
-def prepare_output(output: Path, *, resume: bool) -> list[Event]:
-    """Make the run's directory ready, without old snapshots unless it resumes. Raises InputError where it cannot."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            shutil.rmtree(output / "snapshots", ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
-    if resume and not _has_snapshot(output):
-        return [Note(text=f"{output} holds no snapshot yet: starting at step 0")]
-    return []
-
-
-def _has_snapshot(output: Path) -> bool:
-    return next(snapshots.newest_first(output / "snapshots"), None) is not None
+def _held_out(settings: StageSettings, start: Start) -> HeldOutLanguage | None:
+    """Data for evaluations during the run. Raises UsageError for evaluations without data, or data without them."""
+    given: dict[Task, tuple[Path, ...]] = {"mmu": settings.eval_mmu, "t2i": settings.eval_t2i}
+    paths = {task: given[task] for task in settings.tasks if given[task]}
+    every = settings.loop.eval_every
+    if bool(every) != bool(paths):
+        option = "--eval-data FILE" if settings.task else "--eval-mmu FILE, --eval-t2i FILE or both"
+        what = "--eval-every needs held-out data" if every else "held-out data are read only with --eval-every"
+        raise UsageError(what, hint=option if every else "--eval-every STEPS")
+    if not every:
+        return None
+    talks = drawings = None
+    if "mmu" in paths:
+        root, questions = settings.image_root, settings.questions
+        talks = Conversations(paths["mmu"], root, start.config, start.tokenizer, questions=questions)
+    if "t2i" in paths:
+        drawings = DrawnCodes(paths["t2i"], replace(start.config, caption_dropout=0.0), start.tokenizer)
+    return HeldOutLanguage(
+        talks,
+        drawings,
+        weights={"mmu": settings.weight_mmu, "t2i": settings.weight_t2i},
+        rows={"mmu": max(1, settings.batch_mmu), "t2i": max(1, settings.batch_t2i)},
+        samples=settings.eval_samples,
+    )
 
 
 def train(settings: StageSettings) -> Iterator[Event]:
     """Run a stage to its end, or until time is up; the output is a model directory either way.
 
     Started as one of several processes (torchrun, accelerate launch), all train and the first one tells and writes.
+    With dry_run two steps are taken and nothing is written.
 
     Raises UsageError, CheckpointError, DataError or InputError before the first step where something does not fit.
     """
     device, _ = pick_device(settings.device)
-    check_output(settings.output, resume=settings.resume, force=settings.force)
+    if not settings.dry_run:
+        check_output(settings.output, resume=settings.resume, force=settings.force)
+    if settings.tensorboard:
+        summary_writer()
     trained_parts(settings.stage, settings.task, settings.unfreeze)
     start = start_of(settings)
+    yield from (Note(text=text) for text in start.notes)
     data = open_data(settings, start)
+    held_out = _held_out(settings, start)
     accelerate = accelerator(device, settings.loop.precision)
     yield from data.said
-    if accelerate.is_main_process:
+    if held_out is not None:
+        for held, what in ((held_out.talks, "held-out mmu"), (held_out.drawings, "held-out t2i")):
+            yield from said(held, what, settings.loop.seed) if held is not None else ()
+    if accelerate.is_main_process and not settings.dry_run:
         yield from prepare_output(settings.output, resume=settings.resume)
     accelerate.wait_for_everyone()
+    trained = freeze(start.model, start.towers, settings.stage, settings.task, settings.unfreeze)
+    job = _job(settings, start, data, accelerate)
+    with stop_signals() as should_stop:
+        loop = Loop(job, settings.loop, accelerate, settings.output, held_out=held_out, should_stop=should_stop)
+        if settings.dry_run:
+            yield from rehearse(loop, settings, start)
+            return
+        if settings.resume and has_snapshot(settings.output):
+            yield from loop.resume()
+        yield Note(text=_summary(start, trained, accelerate.device, settings.loop.precision, accelerate.num_processes))
+        yield from _run(loop, settings, start)
+    loop.end()
+
+
+def _job(settings: StageSettings, start: Start, data: OpenData, accelerate: Accelerator) -> LanguageJob:
+    """The stage's job, its modules on this process's device."""
     device = accelerate.device
     own_memory(start, device)
-    trained = freeze(start.model, start.towers, settings.stage, settings.task, settings.unfreeze)
-    objective = Objective(start.model, start.towers, {"mmu": settings.weight_mmu, "t2i": settings.weight_t2i})
-    job = LanguageJob(
+    weights: dict[Task, float] = {"mmu": settings.weight_mmu, "t2i": settings.weight_t2i}
+    objective = Objective(start.model, start.towers, weights, recompute=settings.checkpoint_activations)
+    return LanguageJob(
         objective.to(device),
         device=device,
         seed=settings.loop.seed,
@@ -124,23 +172,49 @@ def train(settings: StageSettings) -> Iterator[Event]:
         ranks=accelerate.num_processes,
         rank=accelerate.process_index,
     )
-    with stop_signals() as should_stop:
-        loop = Loop(job, settings.loop, accelerate, settings.output, should_stop=should_stop)
-        if settings.resume and _has_snapshot(settings.output):
-            yield from loop.resume()
-        yield Note(text=_summary(start, trained, device, settings.loop.precision, accelerate.num_processes))
-        if accelerate.is_main_process:
-            write_settings(settings.output, settings, start.config)
-        for event in loop.run():
-            if isinstance(event, Finished):
-                loop.close()
-                loop.average.swap()
-                if accelerate.is_main_process:
-                    save_result(settings, start)
-                accelerate.wait_for_everyone()
-                yield Saved(path=settings.output, step=event.step)
-                event = dataclasses.replace(event, path=settings.output)
+
+
+def _run(loop: Loop, settings: StageSettings, start: Start) -> Iterator[Event]:
+    """The loop's events, and what is written on their occasion; only the first process writes."""
+    main, output = loop.accelerate.is_main_process, settings.output
+    board = Board(output, loop.step) if main and settings.tensorboard else None
+    if main:
+        write_settings(output, settings, start.config)
+    for event in loop.run():
+        if board is not None:
+            board.write(event)
+        if isinstance(event, Evaluated) and main:
             yield event
+            yield from _looked_at(event, loop, settings, start)
+        elif isinstance(event, Finished):
+            loop.close()
+            loop.average.swap()
+            if main:
+                save_result(output, start, settings.storage)
+                curves.write(output)
+            loop.accelerate.wait_for_everyone()
+            yield Saved(path=output, step=event.step)
+            yield replace(event, path=output)
+        else:
+            yield event
+
+
+def _looked_at(event: Evaluated, loop: Loop, settings: StageSettings, start: Start) -> Iterator[Event]:
+    """Sheets of an evaluation, the curves so far, and the model if it is the best yet."""
+    output, held_out = settings.output, loop.held_out
+    assert isinstance(held_out, HeldOutLanguage)
+    sheets: dict[str, Image.Image | None] = {}
+    if held_out.talks is not None:
+        sheets["captions"] = samples.caption_sheet(start, held_out.talks, held_out.chosen("mmu"))
+    if held_out.drawings is not None:
+        sheets["drawn"] = samples.drawn_sheet(start, held_out.drawings, held_out.chosen("t2i"))
+    for name, sheet in sheets.items():
+        if sheet is not None:
+            yield Saved(path=samples.save_sheet(output / "sheets", name, event.step, sheet), step=event.step)
+    curves.write(output)
+    if event.best:
+        save_result(output / BEST, start, settings.storage)
+        yield Saved(path=output / BEST, step=event.step)
 
 
 def _summary(start: Start, trained: set[str], device: torch.device, precision: Precision, ranks: int) -> str:
@@ -151,41 +225,3 @@ def _summary(start: Start, trained: set[str], device: torch.device, precision: P
     number = {"no": "fp32"}.get(precision, precision)
     where = f"{device}" if ranks == 1 else f"{ranks} x {device.type}"
     return f"trains {count:,} of {sum(sizes.values()):,} parameters on {where} in {number}: {', '.join(parts)}"
-
-
-def _plain(value: Any) -> Any:  # Any: dataclass fields of every kind
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def write_settings(output: Path, settings: Any, config: Any = None) -> None:  # Any: dataclasses
-    """train.json: the settings a run really had."""
-    data = {"settings": _plain(dataclasses.asdict(settings))}
-    if config is not None:
-        data["model"] = config.to_dict()
-    (output / SETTINGS).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-def save_result(settings: StageSettings, start: Start) -> None:
-    """The model directory: each file whole before it takes its name, config.json last."""
-    temporary = settings.output / ".result.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    opened = start.towers is not None and any(p.requires_grad for p in start.towers.parameters())
-    files = ModelFiles(start.config, start.model, start.towers if opened else None, None, start.tokenizer)
-    checkpoint.save_directory(temporary, files, storage=settings.storage)
-    for name, source in start.copies.items():
-        target = temporary / name
-        if not target.exists():
-            checkpoint.link_or_copy(source, target)
-    text = card.render(start.config, checkpoint.part_sizes(temporary))
-    (temporary / checkpoint.CARD).write_text(text, encoding="utf-8")
-    try:
-        for path in sorted(temporary.iterdir(), key=lambda p: p.name == checkpoint.CONFIG):
-            path.replace(settings.output / path.name)
-        # renaming a file onto another link to itself leaves both names
-        shutil.rmtree(temporary)
-    except OSError as error:
-        raise InputError(f"{settings.output} cannot be written: {error.strerror or error}") from None

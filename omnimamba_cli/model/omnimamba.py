@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from omnimamba_cli.config import ModelConfig, Task
 from omnimamba_cli.errors import InputError
@@ -83,10 +84,12 @@ class OmniMamba(nn.Module):
         """A task's learned table (positions d)."""
         return self.mmu_positions if task == "mmu" else self.t2i_positions
 
-    def forward(self, x: Tensor, task: Task, state: InferenceState | None = None) -> Tensor:
+    def forward(self, x: Tensor, task: Task, state: InferenceState | None = None, *, recompute: bool = False) -> Tensor:
         """Embedded inputs x (b l d) to hidden states (b l d), ready for `logits`.
 
         With a state, x continues where it stands (a whole prefix, a piece, one step) and it is updated in place.
+        With `recompute`, the backward pass runs each layer again instead of keeping what it computed inside: about a
+        third more time, memory of one layer instead of all.
         Raises InputError where the sequence would pass the task's table of positions.
         """
         start = state.position if state else 0
@@ -99,6 +102,9 @@ class OmniMamba(nn.Module):
             )
         residual = (x + table[start:end]).float() if x.dtype != torch.float64 else x + table[start:end]
         for i, layer in enumerate(self.layers):
+            if recompute:
+                residual = checkpoint(layer, residual, task, use_reentrant=False)
+                continue
             memory = (None, None) if state is None else (state.conv[i], state.ssm[i])
             residual = layer(residual, task, *memory)
         if state is not None:

@@ -34,6 +34,24 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Losses on held-out data; while this is looked at, the model has its averaged weights and is in eval mode."""
+
+    step: int
+    steps: int
+    values: dict[str, float]  # eval_loss, and eval_loss_mmu or eval_loss_t2i or both
+    best: bool  # lower than ever before in this run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run would do: --dry-run's result."""
+
+    parts: list[tuple[str, int, int]]  # name, parameters, of them trained
+    facts: dict[str, str | int | float]  # what each is called -> how much
+
+
+@dataclass(frozen=True, kw_only=True)
 class Saved:
     """A snapshot or a result on disk."""
 
@@ -61,4 +79,4 @@ class Finished:
     values: dict[str, float] = field(default_factory=dict)  # the last report's
 
 
-Event = Note | Skipped | Progress | Saved | Sheet | Finished
+Event = Note | Skipped | Progress | Evaluated | Plan | Saved | Sheet | Finished

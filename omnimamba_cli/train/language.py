@@ -39,9 +39,12 @@ class TaskBatches:
 class Objective(nn.Module):
     """Model and towers with the training loss; the one forward that several processes would wrap."""
 
-    def __init__(self, model: OmniMamba, towers: VisionTowers | None, weights: Mapping[Task, float]) -> None:
+    def __init__(
+        self, model: OmniMamba, towers: VisionTowers | None, weights: Mapping[Task, float], *, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
+        self.recompute = recompute  # layers, in the backward pass
         self.towers = towers
         self.weights = dict(weights)
         config = model.config
@@ -72,7 +75,7 @@ class Objective(nn.Module):
             return self._nothing()
         codes = batch.codes.long()
         x = torch.cat([self.model.embed_caption(batch.prefix), self.model.embed_codes(codes[:, :-1])], dim=1)
-        hidden = self.model(x, "t2i")[:, batch.prefix.shape[1] - 1 :]  # (b codes d)
+        hidden = self._hidden(x, "t2i")[:, batch.prefix.shape[1] - 1 :]  # (b codes d)
         return self._summed(hidden.flatten(0, 1), codes.flatten(), "t2i")
 
     def talk(self, batch: TalkBatch) -> Tensor:
@@ -86,8 +89,12 @@ class Objective(nn.Module):
             rows.append(self.model.embed_text(batch.plain))
         if not rows or not len(batch.targets):
             return self._nothing()
-        hidden = self.model(torch.cat(rows), "mmu").flatten(0, 1)
+        hidden = self._hidden(torch.cat(rows), "mmu").flatten(0, 1)
         return self._summed(hidden.index_select(0, batch.places), batch.targets, "mmu")
+
+    def _hidden(self, x: Tensor, task: Task) -> Tensor:
+        hidden: Tensor = self.model(x, task, recompute=self.recompute and torch.is_grad_enabled())
+        return hidden
 
     def look(self, pixels: Tensor) -> Tensor:
         """uint8 pixels to patches; without gradients while the towers are frozen."""

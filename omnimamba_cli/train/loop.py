@@ -9,56 +9,23 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from omnimamba_cli.errors import InputError, OmniMambaError, UsageError
 from omnimamba_cli.train import snapshots
-from omnimamba_cli.train.events import Event, Finished, Note, Progress, Saved
+from omnimamba_cli.train.events import Evaluated, Event, Finished, Note, Progress, Saved
+from omnimamba_cli.train.loop_config import LoopConfig
 from omnimamba_cli.train.metrics import MetricsFile
 from omnimamba_cli.train.optimiser import Average, adamw, learning_rate
 from omnimamba_cli.train.state import fingerprint, restore, tensors_of
 
-Precision = Literal["no", "fp16", "bf16"]
 AGREE_EVERY = 10  # steps between which processes do not ask each other whether to go on
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """Settings of a run that do not depend on what is trained."""
-
-    steps: int
-    lr: float  # peak
-    warmup: int = 0  # steps
-    lr_floor: float = 0.01  # share of the peak at the end
-    weight_decay: float = 0.0
-    clip: float = 1.0  # largest gradient norm
-    precision: Precision = "no"
-    accumulate: int = 1  # micro-batches a step
-    ema: float = 0.0  # decay of the weights' average; 0: none
-    seed: int = 0
-    log_every: int = 50  # steps
-    save_every: int = 0  # steps between snapshots; 0: by minutes alone
-    save_minutes: float = 10.0  # between snapshots; 0: by steps alone
-    keep: int = 2  # snapshots
-    max_minutes: float = 0.0  # of this run; 0: no limit
-    clock_minutes: float = 0.0  # the rate's curve ends then, whatever the step; 0: it ends with the steps
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.ema < 1:
-            raise UsageError(f"ema is {self.ema}; it must be from 0 to below 1")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UsageError(f"lr is {self.lr}; it must be above 0")
 
 
 class Job(Protocol):
@@ -86,18 +53,12 @@ class Job(Protocol):
         ...
 
 
-def accelerator(device: torch.device, precision: Precision) -> Accelerator:
-    """One for this run; earlier runs of the same process leave nothing behind."""
-    single = not PartialState._shared_state or PartialState().num_processes == 1
-    AcceleratorState._reset_state(reset_partial_state=single)
-    # buffers are constants here, the same in every process
-    shared = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=device.type == "cpu",
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=[shared],
-    )
+class HeldOut(Protocol):
+    """Data that nothing trains on."""
+
+    def losses(self, module: nn.Module, accelerate: Accelerator) -> dict[str, float]:
+        """Losses by name, "eval_loss" among them, the same in every process. The module is in eval mode."""
+        ...
 
 
 class Loop:
@@ -110,10 +71,12 @@ class Loop:
         accelerate: Accelerator,
         folder: Path,
         *,
+        held_out: HeldOut | None = None,
         should_stop: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.job, self.config, self.accelerate, self.folder = job, config, accelerate, folder
-        self.should_stop = should_stop
+        self.held_out, self.should_stop = held_out, should_stop
+        self.best: dict[str, float] = {}  # step and eval_loss of the best evaluation
         self.step = 0  # steps done
         self.seconds_before = 0.0
         self.parameters = {n: p for n, p in job.module.named_parameters() if p.requires_grad}
@@ -146,10 +109,12 @@ class Loop:
                 yield self._save()
                 yield Finished(step=self.step, steps=c.steps, complete=False, reason=reason, values=self.last_values)
                 return
-            self._one_step(next(batches))
+            self.take_step(next(batches))
             yield from self.job.after_step(self.step - 1, self._progress(), self.average)
             if self.step % c.log_every == 0 or self.step == c.steps:
                 yield self._report()
+            if self._evaluation_due():
+                yield from self._evaluate()
             if self._save_due():
                 yield self._save()
         reason = "all steps done"
@@ -159,6 +124,16 @@ class Loop:
                 yield self._report()
             yield self._save()
         yield Finished(step=self.step, steps=c.steps, complete=True, reason=reason, values=self.last_values)
+
+    def try_out(self, count: int) -> Iterator[Progress]:
+        """Take `count` real steps, leave nothing on the disk; the weights do change."""
+        self.started = self.window_started = time.monotonic()
+        self.metrics = None
+        self.job.module.train()
+        batches = self.job.batches(self.step)
+        for _ in range(count):
+            self.take_step(next(batches))
+            yield self._report()
 
     def seconds(self) -> float:
         """Of training, earlier parts included."""
@@ -207,7 +182,8 @@ class Loop:
             return f"the {self.config.max_minutes:g} minutes of --max-minutes are over"
         return self.should_stop()
 
-    def _one_step(self, micros: Sequence[Any]) -> None:
+    def take_step(self, micros: Sequence[Any]) -> None:
+        """Forward, backward and update on a step's micro-batches; waits for nothing."""
         c = self.config
         torch.manual_seed(_seed(c.seed, self.step, self.accelerate.process_index))
         rate = self._rate(self.step)
@@ -221,13 +197,17 @@ class Loop:
                 self.accelerate.backward(values["loss"])
             self._add({name: value.detach() for name, value in values.items()})
         norm = self.accelerate.clip_grad_norm_(self.parameters.values(), c.clip)
-        self._add({"grad_norm": norm.detach()})
+        self._add({"grad_norm": self._counted(norm.detach())})
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
         self.average.update(self.step)
         self.window_steps += 1
         self.window_tokens += sum(m.tokens for m in micros)
         self.step += 1
+
+    def _counted(self, norm: Tensor) -> Tensor:
+        """The gradient's norm; 0 where fp16 overflowed, a step that the scaler leaves out."""
+        return norm if self.accelerate.scaler is None else torch.nan_to_num(norm, nan=0.0, posinf=0.0)
 
     def _totals(self, micros: Sequence[Any]) -> dict[str, Tensor]:
         """Targets of the whole step, float32, at least 1; over processes the mean, as their gradients are averaged.
@@ -271,8 +251,30 @@ class Loop:
         self.last_values = values
         report = Progress(step=self.step, steps=c.steps, values=values, seconds=self.seconds())
         if self.metrics is not None:
-            self.metrics.write(report)
+            self.metrics.write(report.step, report.values, report.seconds)
         return report
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.eval_every
+        return self.held_out is not None and every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _evaluate(self) -> Iterator[Evaluated]:
+        """Losses of the averaged weights on held-out data; they are in place while the event is looked at."""
+        assert self.held_out is not None
+        begun = time.monotonic()
+        self.average.swap()
+        self.wrapped.eval()
+        with torch.no_grad():
+            values = self.held_out.losses(self.wrapped, self.accelerate)
+        best = values["eval_loss"] < self.best.get("eval_loss", math.inf)
+        if best:
+            self.best = {"step": self.step, "eval_loss": values["eval_loss"]}
+        if self.metrics is not None:
+            self.metrics.write(self.step, values, self.seconds())
+        yield Evaluated(step=self.step, steps=self.config.steps, values=values, best=best)
+        self.wrapped.train()
+        self.average.swap()
+        self.window_started += time.monotonic() - begun
 
     def _save_due(self) -> bool:
         c = self.config
@@ -289,6 +291,7 @@ class Loop:
                 "frozen": fingerprint(self.job.module, self.parameters),
                 "seconds": self.seconds(),
                 "window": {"steps": self.window_steps, "tokens": self.window_tokens},
+                "best": self.best,
             }
             target = snapshots.save(self.snapshot_folder, self.step, tensors_of(self), state, keep=self.config.keep)
         self.saved_at = time.monotonic()
@@ -305,7 +308,7 @@ class Loop:
         restore(self, found)
         self.window_steps = found.state["window"]["steps"]
         self.window_tokens = found.state["window"]["tokens"]
-        self.step = found.step
+        self.step, self.best = found.step, found.state.get("best", {})
         self.seconds_before = float(found.state["seconds"])
         return [*(Note(text=line) for line in broken), Note(text=f"resumed at step {self.step}")]
 
@@ -313,6 +316,12 @@ class Loop:
         """Undo what accelerate did to the module, so that it can be saved and used."""
         self.accelerate.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         self.job.module.eval()
+
+    def end(self) -> None:
+        """Leave the group of processes, when all of them are done; torch warns of one that is left standing."""
+        if self.accelerate.num_processes > 1:
+            self.accelerate.wait_for_everyone()
+            self.accelerate.end_training()
 
 
 def _seed(seed: int, step: int, process: int) -> int:

@@ -1,11 +1,9 @@
-"""metrics.jsonl: one line a report, without doubles or holes over resumed runs."""
+"""metrics.jsonl: one line a report or an evaluation, without doubles or holes over resumed runs."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from omnimamba_cli.train.events import Progress
 
 
 def read(path: Path) -> list[dict[str, Any]]:  # Any: JSON
@@ -29,9 +27,8 @@ class MetricsFile:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(path)
 
-    def write(self, report: Progress) -> None:
+    def write(self, step: int, values: Mapping[str, float], seconds: float) -> None:
         """One line, on disk before this returns to the loop."""
-        data = asdict(report)
-        line = {"step": data["step"], **data["values"], "seconds": round(data["seconds"], 3)}
+        line = {"step": step, **values, "seconds": round(seconds, 3)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -137,7 +137,7 @@ class VQJob:
     def after_step(self, step: int, progress: float, average: Average) -> list[Event]:
         """Revive codes that nothing chose, while there is time left to learn with them; draw a sheet."""
         done = step + 1
-        if done % self.revive_every == 0:
+        if self.revive_every and done % self.revive_every == 0:
             if progress <= REVIVE_UNTIL:
                 self._revive(average)
             self.module.alive.zero_()

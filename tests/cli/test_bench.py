@@ -12,8 +12,8 @@ FIELDS = (
     "schema kind task system opponent what method method_means seq_len prefix batch ms_per_token tokens_per_s "
     "images_per_s seconds_total ttft_ms n median_ms spread_ms warmup_s build_s positions positions_ms "
     "positions_spread_ms positions_bytes peak_allocated_bytes peak_device_bytes peak_rss_bytes floor_s floor_fraction "
-    "weight_bytes context_bytes read_bytes_per_s flops_per_s dtype device device_name kernels versions paper_seconds "
-    "notes error"
+    "mfu weight_bytes context_bytes read_bytes_per_s flops_per_s dtype device device_name kernels versions "
+    "paper_seconds notes error"
 ).split()
 
 

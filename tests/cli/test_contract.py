@@ -9,7 +9,20 @@ from tests.cli.conftest import Run
 COMMON = "--quiet --verbose --color --json --help"
 MODEL = "--model --offline --device --dtype"
 SAMPLING = "--quantize --temperature --top-k --top-p --min-p --repetition-penalty --seed --batch-size"
+LOOP = (
+    "--config --resume --dry-run --force --device --dtype --weight-decay --clip --accumulate --ema --log-every "
+    "--save-every --save-minutes --keep --max-minutes --clock-minutes --workers --seed --tensorboard --output"
+)
+STAGE = (
+    f"{LOOP} --init --image-root --tokenizer --vision --vq --unfreeze --caption-dropout --steps --lr --warmup "
+    "--checkpoint-activations --eval-every --eval-samples"
+)
 FLAGS = {
+    "train-stage1": f"{STAGE} --task --data --batch --keep-question --ignore-question --eval-data",
+    "train-stage2": f"{STAGE} --data-mmu --data-t2i --init-mmu --init-t2i --batch-mmu --batch-t2i --weight-mmu "
+    "--weight-t2i --eval-mmu --eval-t2i",
+    "train-tokenizer": f"{LOOP} --data --vocab-size --preset --batch --init --steps --lr --warmup --revive-every "
+    "--sheet-every --compile",
     "caption": f"{MODEL} {SAMPLING} --prompt --template --from --max-new-tokens --with-filename --no-filename "
     "--stream --no-stream --fail-fast",
     "generate": f"{MODEL} {SAMPLING} --output --count --from --force --skip-existing --format --guidance --candidates "
@@ -20,12 +33,13 @@ FLAGS = {
     "export": "--output --repo --license --notes --force",
     "convert": "--dtype --preset --force",
     "doctor": "",
-    "bench": f"{MODEL} --seq-len --task --batch --baseline --full --seconds --plot --force --quantize",
     "data check": "--image-root --model --preset --tokenizer --task --decode --all --examples --list --max-bad-share "
     "--speed --seed",
     "data index": "--output --force",
     "tokenize": "--data --vq --output --image-root --preset --shard --batch-size --workers --max-bad-share --force "
     "--device",
+    "bench": f"{MODEL} --seq-len --task --batch --baseline --full --seconds --plot --force --rows-mmu --rows-t2i "
+    "--checkpoint-activations --quantize",
 }
 
 

@@ -81,6 +81,32 @@ def test_the_pipelines_run(tiny_model: Path, tmp_path: Path) -> None:
     assert "error: ./my notes.txt: not a picture" in (out / "errors.txt").read_text()
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_fine_tuning_recipe_runs(tiny_model: Path, tmp_path: Path) -> None:
+    example = ROOT / "examples" / "finetune"
+    runpy.run_path(str(example / "demo_pictures.py"))["main"](tmp_path / "pictures")
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"captions.jsonl", *(f"{i}.jpg" for i in range(10))}
+    few = "--steps 2 --workers 0 --save-minutes 0"
+    environment = {**with_a_command(tiny_model, tmp_path / "bin"), "MODEL": str(tiny_model)}
+    done = subprocess.run(
+        ["bash", str(example / "finetune.sh"), "pictures", "out"],
+        cwd=tmp_path,
+        env={**environment, "TOKENIZER_OPTIONS": few, "STAGE2_OPTIONS": few},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    out = tmp_path / "out"
+    assert len((out / "codes.jsonl").read_text().splitlines()) == 10
+    settings = json.loads((out / "model" / "train.json").read_text())["settings"]
+    assert (settings["batch_mmu"], settings["loop"]["lr"], settings["loop"]["steps"]) == (5, 1e-3, 2)
+    assert done.stdout.splitlines()[-2].startswith("pictures/0.jpg: ")
+    assert Image.open(out / "drawn.png").size == (32, 32)
+
+
 def blocks(language: str) -> list[str]:
     """README's code blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)

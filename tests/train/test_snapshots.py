@@ -7,7 +7,6 @@ import torch
 
 from omnimamba_cli.errors import InputError
 from omnimamba_cli.train import metrics, snapshots
-from omnimamba_cli.train.events import Progress
 
 
 def save(folder: Path, step: int) -> Path:
@@ -48,7 +47,7 @@ def test_metrics_after_the_snapshot_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     first = metrics.MetricsFile(path, 0)
     for step in (1, 2, 3):
-        first.write(Progress(step=step, steps=9, values={"loss": step / 3}, seconds=0.1))
+        first.write(step, {"loss": step / 3}, 0.1)
     with path.open("a") as file:
         file.write('{"step": 4, "lo')
     metrics.MetricsFile(path, 2)

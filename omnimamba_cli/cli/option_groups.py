@@ -1,0 +1,53 @@
+"""Groups of options: in a command's signature a dataclass stands for all of its fields, each an option.
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    clip: Annotated[float, typer.Option("--clip")] = 1.0
+
+@takes_groups
+def command(ctx: typer.Context, loop: LoopOptions) -> None: ...
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+
+def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as the parser sees it: with the fields of its groups in their place, by name alone."""
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        kind = parameter.annotation
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            groups[parameter.name] = kind
+            parameters += _fields(kind)
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:  # Any: whatever the options hold
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature looks for
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _fields(group: type) -> list[inspect.Parameter]:
+    """A group's fields as parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    missing, empty = dataclasses.MISSING, inspect.Parameter.empty
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=empty if field.default is missing else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(group)
+    ]

@@ -1,0 +1,75 @@
+"""Settings of a run that do not depend on what is trained, and the processes it runs in."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from omnimamba_cli.errors import DeviceError, UsageError
+
+Precision = Literal["no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Settings of a run that do not depend on what is trained."""
+
+    steps: int
+    lr: float  # peak
+    warmup: int = 0  # steps
+    lr_floor: float = 0.01  # share of the peak at the end
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest gradient norm
+    precision: Precision = "no"
+    accumulate: int = 1  # micro-batches a step
+    ema: float = 0.0  # decay of the weights' average; 0: none
+    seed: int = 0
+    log_every: int = 50  # steps
+    save_every: int = 0  # steps between snapshots; 0: by minutes alone
+    save_minutes: float = 10.0  # between snapshots; 0: by steps alone
+    keep: int = 2  # snapshots
+    max_minutes: float = 0.0  # of this run; 0: no limit
+    eval_every: int = 0  # steps between evaluations on held-out data; 0: none
+    clock_minutes: float = 0.0  # the rate's curve ends then, whatever the step; 0: it ends with the steps
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"ema is {self.ema}; it must be from 0 to below 1")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UsageError(f"lr is {self.lr}; it must be above 0")
+
+
+def accelerator(device: torch.device, precision: Precision) -> Accelerator:
+    """One for this run; earlier runs of the same process leave nothing behind. Raises DeviceError for fp16 on a CPU."""
+    if precision == "fp16" and device.type == "cpu":
+        raise DeviceError("fp16 trains on a GPU alone; a CPU has no such arithmetic", hint="--dtype bf16 or fp32")
+    single = not PartialState._shared_state or PartialState().num_processes == 1
+    AcceleratorState._reset_state(reset_partial_state=single)
+    # buffers are constants here, the same in every process
+    shared = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=device.type == "cpu",
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[shared],
+    )
+
+
+@contextmanager
+def fixed_shapes(device: torch.device) -> Iterator[None]:
+    """Meanwhile, on CUDA, each convolution's first call tries all algorithms: pays where shapes do not change."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
