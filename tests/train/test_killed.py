@@ -68,17 +68,27 @@ def command(log: Path, run: StageSettings, **limits: int) -> int:
 
 def wait_for_step(output: Path, step: int) -> None:
     end = time.monotonic() + 60
-    while not any(int(p.name[5:]) >= step for p in snapshots.newest_first(output / "snapshots")):
+    while newest(output) < step:
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def kill_again_and_again(run: StageSettings, seconds: float) -> int:
-    """Ends the run at random moments until it has been KILLS times, then lets it finish. How often it was running."""
+def newest(output: Path) -> int:
+    """The step of the newest snapshot, 0 for none."""
+    return max((int(p.name[5:]) for p in snapshots.newest_first(output / "snapshots")), default=0)
+
+
+def kill_again_and_again(run: StageSettings, seconds_a_step: float) -> int:
+    """Ends the run at random moments until it has been KILLS times, then lets it finish. How often it was running.
+
+    A moment is a step and a while after it: by the clock alone a busy machine would come too late or too early.
+    """
     draw, killed = random.Random(5), 0
     for _ in range(KILLS):
+        step = newest(run.output) + draw.randint(0, 1)
         pid = child(lambda: finish(run))
-        time.sleep(draw.uniform(0.1, 0.7) * seconds)
+        wait_for_step(run.output, step)
+        time.sleep(draw.random() * seconds_a_step)
         os.kill(pid, signal.SIGKILL)
         killed += done(pid) == -signal.SIGKILL
     assert done(child(lambda: finish(run))) == 0
@@ -92,7 +102,7 @@ def nest(folder: Path, init: Path, data: Data) -> dict[str, Any]:
     assert done(child(lambda: finish(whole))) == 0
     facts: dict[str, Any] = {}
     killed = dataclasses.replace(whole, output=folder / "killed")
-    facts["killed"] = kill_again_and_again(killed, time.monotonic() - begun)
+    facts["killed"] = kill_again_and_again(killed, (time.monotonic() - begun) / STEPS)
     for name in ("SIGTERM", "SIGINT"):
         run = dataclasses.replace(whole, output=folder / name)
         pid = child(lambda run=run, name=name: command(folder / f"{name}.log", run))
@@ -112,8 +122,8 @@ def nest(folder: Path, init: Path, data: Data) -> dict[str, Any]:
     wait_for_step(broken.output, 5)
     os.kill(pid, signal.SIGKILL)
     done(pid)
-    newest = next(snapshots.newest_first(broken.output / "snapshots")) / snapshots.TENSORS
-    newest.write_bytes(newest.read_bytes()[:-100])
+    last = next(snapshots.newest_first(broken.output / "snapshots")) / snapshots.TENSORS
+    last.write_bytes(last.read_bytes()[:-100])
     assert done(child(lambda: command(folder / "broken.log", broken))) == 0
     return facts
 
