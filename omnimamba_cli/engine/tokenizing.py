@@ -154,7 +154,6 @@ def _run_vq(loop: Loop, settings: VQSettings, model: VQModel) -> Iterator[Event]
             save_sheet(settings.output / "sheets", "step", event.step, event.image)
         if isinstance(event, Finished):
             loop.close()
-            loop.average.swap()
             _save_vq(model, settings.output)
             curves.write(settings.output)
             yield Saved(path=settings.output / VQ_FILE, step=event.step)

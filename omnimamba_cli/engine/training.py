@@ -183,12 +183,11 @@ def _run(loop: Loop, settings: StageSettings, start: Start) -> Iterator[Event]:
     for event in loop.run():
         if board is not None:
             board.write(event)
-        if isinstance(event, Evaluated) and main:
+        if isinstance(event, Evaluated) and main and not loop.sharded:  # no process has all weights then
             yield event
             yield from _looked_at(event, loop, settings, start)
         elif isinstance(event, Finished):
             loop.close()
-            loop.average.swap()
             if main:
                 save_result(output, start, settings.storage)
                 curves.write(output)

@@ -39,6 +39,8 @@ class TaskBatches:
 class Objective(nn.Module):
     """Model and towers with the training loss; the one forward that several processes would wrap."""
 
+    _no_split_modules = ("Block",)  # what FSDP cuts and gathers at a time, where its configuration names nothing else
+
     def __init__(
         self, model: OmniMamba, towers: VisionTowers | None, weights: Mapping[Task, float], *, recompute: bool = False
     ) -> None:

@@ -23,6 +23,7 @@ from omnimamba_cli.train.events import Evaluated, Event, Finished, Note, Progres
 from omnimamba_cli.train.loop_config import LoopConfig
 from omnimamba_cli.train.metrics import MetricsFile
 from omnimamba_cli.train.optimiser import Average, adamw, learning_rate
+from omnimamba_cli.train.sharding import is_sharded, make_whole, whole
 from omnimamba_cli.train.state import fingerprint, restore, tensors_of
 
 AGREE_EVERY = 10  # steps between which processes do not ask each other whether to go on
@@ -79,12 +80,15 @@ class Loop:
         self.best: dict[str, float] = {}  # step and eval_loss of the best evaluation
         self.step = 0  # steps done
         self.seconds_before = 0.0
-        self.parameters = {n: p for n, p in job.module.named_parameters() if p.requires_grad}
-        if not self.parameters:
+        trained = [p for p in job.module.parameters() if p.requires_grad]
+        if not trained:
             raise UsageError("nothing is left to train", hint="--unfreeze PART")
-        self.average = Average(self.parameters, config.ema)
-        self.optimizer = adamw(list(self.parameters.values()), lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = adamw(trained, lr=config.lr, weight_decay=config.weight_decay)
         self.wrapped, self.stepper = accelerate.prepare(job.module, self.optimizer)
+        # only now: FSDP has put others in their places
+        self.parameters = {n: p for n, p in job.module.named_parameters() if p.requires_grad}
+        self.sharded = is_sharded(job.module)
+        self.average = Average(self.parameters, config.ema)
         self.window: dict[str, Tensor] = {}  # sums since the last report, on the device
         self.window_steps = 0
         self.window_tokens = 0
@@ -207,6 +211,7 @@ class Loop:
 
     def _counted(self, norm: Tensor) -> Tensor:
         """The gradient's norm; 0 where fp16 overflowed, a step that the scaler leaves out."""
+        norm = whole(norm)
         return norm if self.accelerate.scaler is None else torch.nan_to_num(norm, nan=0.0, posinf=0.0)
 
     def _totals(self, micros: Sequence[Any]) -> dict[str, Tensor]:
@@ -285,7 +290,8 @@ class Loop:
 
     def _save(self) -> Saved:
         target = self.snapshot_folder / f"step-{self.step:08d}"
-        if self.accelerate.is_main_process:
+        main = self.accelerate.is_main_process
+        if main or self.sharded:  # of shards every process has to give its own
             state = {
                 "config": asdict(self.config),
                 "frozen": fingerprint(self.job.module, self.parameters),
@@ -293,7 +299,9 @@ class Loop:
                 "window": {"steps": self.window_steps, "tokens": self.window_tokens},
                 "best": self.best,
             }
-            target = snapshots.save(self.snapshot_folder, self.step, tensors_of(self), state, keep=self.config.keep)
+            tensors = tensors_of(self)
+            if main:
+                target = snapshots.save(self.snapshot_folder, self.step, tensors, state, keep=self.config.keep)
         self.saved_at = time.monotonic()
         return Saved(path=target, step=self.step)
 
@@ -313,8 +321,10 @@ class Loop:
         return [*(Note(text=line) for line in broken), Note(text=f"resumed at step {self.step}")]
 
     def close(self) -> None:
-        """Undo what accelerate did to the module, so that it can be saved and used."""
+        """Undo what accelerate did to the module and give it the averaged weights, for saving and use."""
         self.accelerate.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.average.swap()
+        make_whole(self.job.module)
         self.job.module.eval()
 
     def end(self) -> None:

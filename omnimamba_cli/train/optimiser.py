@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from omnimamba_cli.train.sharding import local
+
 BETAS = (0.9, 0.95)
 
 
@@ -47,7 +49,8 @@ class Average:
         if not self.decay:
             return
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.values.values()), list(self.live.values()), 1 - decay)
+        values, live = ([local(t) for t in tensors.values()] for tensors in (self.values, self.live))
+        torch._foreach_lerp_(values, live, 1 - decay)
 
     def best(self) -> dict[str, Tensor]:
         """The weights to keep: the average, or the live ones without it."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from omnimamba_cli.errors import InputError
+from omnimamba_cli.train.sharding import cut_like, whole
 from omnimamba_cli.train.snapshots import Snapshot
 
 if TYPE_CHECKING:
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 def tensors_of(loop: "Loop") -> dict[str, Tensor]:
     """Trained weights, their average, the optimizer's moments, unreported sums and the job's counters."""
-    tensors: dict[str, Tensor] = {f"weight/{n}": p.detach() for n, p in loop.parameters.items()}
-    tensors.update({f"average/{n}": t for n, t in loop.average.values.items()})
+    tensors: dict[str, Tensor] = {f"weight/{n}": whole(p.detach()) for n, p in loop.parameters.items()}
+    tensors.update({f"average/{n}": whole(t) for n, t in loop.average.values.items()})
     for name, parameter in loop.parameters.items():
         for key, value in loop.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = value
+            tensors[f"optimizer/{key}/{name}"] = whole(value)
     tensors.update({f"window/{n}": t for n, t in loop.window.items()})
     tensors.update({f"counter/{n}": t for n, t in _counters(loop.job.module).items()})
     scaler = loop.accelerate.scaler
@@ -41,7 +42,7 @@ def fingerprint(module: nn.Module, trained: Container[str]) -> str:
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         if name not in trained and tensor.is_floating_point() and tensor.numel():
-            bits = tensor.detach().float().contiguous().view(torch.int32)
+            bits = whole(tensor.detach()).float().contiguous().view(torch.int32)
             digest.update(f"{name} {int(bits.sum(dtype=torch.int64))}".encode())
     return digest.hexdigest()[:16]
 
@@ -52,9 +53,9 @@ def restore(loop: "Loop", found: Snapshot) -> None:
     tensors = found.tensors
     with torch.no_grad():
         for name, parameter in loop.parameters.items():
-            parameter.copy_(tensors[f"weight/{name}"])
+            parameter.copy_(cut_like(parameter, tensors[f"weight/{name}"]))
         for name, value in loop.average.values.items():
-            value.copy_(tensors[f"average/{name}"])
+            value.copy_(cut_like(value, tensors[f"average/{name}"]))
         for name, value in _counters(loop.job.module).items():
             value.copy_(tensors[f"counter/{name}"])
     _restore_optimizer(loop, tensors)
@@ -88,6 +89,7 @@ def _restore_optimizer(loop: "Loop", tensors: Mapping[str, Tensor]) -> None:
     for index, parameter in enumerate(ordered):
         wanted = {key: f"optimizer/{key}/{names[parameter]}" for key in ("step", "exp_avg", "exp_avg_sq")}
         found = {key: tensors[name] for key, name in wanted.items() if name in tensors}
+        found = {key: t if key == "step" else cut_like(parameter, t) for key, t in found.items()}
         if found:
             state[index] = found
     loop.optimizer.load_state_dict({"state": state, "param_groups": loop.optimizer.state_dict()["param_groups"]})
