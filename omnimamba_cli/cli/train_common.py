@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -53,6 +53,14 @@ VisionFile = Annotated[
     Path | None, typer.Option("--vision", metavar="DIR|FILE", help="Image encoders (vision.safetensors).")
 ]
 VQFile = Annotated[Path | None, typer.Option("--vq", metavar="DIR|FILE", help="Image tokenizer (vq.safetensors).")]
+SharedVocabulary = Annotated[
+    Literal["decoupled", "shared"] | None,
+    typer.Option("--vocabulary", help="Of a fresh model: two tables, or one of text and codes.", show_default=False),
+]
+LoRAPairs = Annotated[
+    Literal["task", "shared", "none"] | None,
+    typer.Option("--lora", help="Of a fresh model: a pair for each task, one for both, or none.", show_default=False),
+]
 CaptionDropout = Annotated[
     float | None,
     typer.Option("--caption-dropout", min=0, max=1, help="Share of captions left out, so that guidance works."),

@@ -25,6 +25,8 @@ def command(
         Path | None, typer.Option("--init-t2i", metavar="DIR", help="Result of stage 1 t2i, to be merged.")
     ] = None,
     image_root: train_common.ImageRoot = None,
+    vocabulary: train_common.SharedVocabulary = None,
+    lora: train_common.LoRAPairs = None,
     tokenizer: train_common.TokenizerFile = None,
     vision: train_common.VisionFile = None,
     vq: train_common.VQFile = None,
@@ -101,6 +103,8 @@ def command(
         init=init,
         init_mmu=init_mmu,
         init_t2i=init_t2i,
+        vocabulary=vocabulary,
+        lora=lora,
         tokenizer=tokenizer,
         vision=vision,
         vq=vq,

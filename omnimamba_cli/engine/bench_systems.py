@@ -172,9 +172,9 @@ class OmniMambaSystem:
         """See System. The state is read and written."""
         model = self.model
         mixers = sum(size for _, size in linear_weights(model.layers))
-        rest = model.text_embedding.weight.nbytes
+        rest = model.head("mmu").nbytes
         if task == "image":
-            rest = model.image_embedding.weight.nbytes + sum(size for _, size in linear_weights(model.image_mlp))
+            rest = model.head("t2i").nbytes + sum(size for _, size in linear_weights(model.image_mlp))
         rows = self.batch * (2 if task == "image" and self.config.image_sampling.guidance != 1 else 1)
         return mixers + rest, 2 * self._state_bytes(rows)
 
@@ -242,7 +242,7 @@ class OmniMambaSystem:
 
         def loss() -> Tensor:
             hidden = self.model(self.model.embed_text(ids[:, :-1]), "mmu")
-            logits = self.model.logits(hidden, "mmu").float()
+            logits = self.model.training_logits(hidden, "mmu").float()
             return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
         return self.model.train(), loss

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from omnimamba_cli.config import ModelConfig, Task
+from omnimamba_cli.config import LoRA, ModelConfig, Task, Vocabulary
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import checkpoint, storage
 from omnimamba_cli.engine.safetensors_io import read_header, read_safetensors
@@ -16,7 +16,7 @@ from omnimamba_cli.errors import CheckpointError, UsageError
 from omnimamba_cli.model.convert import check
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vision import VisionTowers
-from omnimamba_cli.presets import PRESETS, preset
+from omnimamba_cli.presets import PRESETS, preset, with_switches
 from omnimamba_cli.train.loop import LoopConfig
 from omnimamba_cli.train.stages import Stage, merge
 
@@ -32,6 +32,8 @@ class StageSettings:
     init: str | None = None  # model directory, or a preset's name for fresh weights
     init_mmu: Path | None = None  # stage 2: results of stage 1 to be merged
     init_t2i: Path | None = None
+    vocabulary: Vocabulary | None = None  # with a preset; None: the paper's
+    lora: LoRA | None = None
     tokenizer: Path | None = None  # with a preset
     vision: Path | None = None
     vq: Path | None = None
@@ -78,7 +80,7 @@ class Start:
 
 def _fresh(settings: StageSettings) -> Start:
     """Random weights of a preset; tokenizers and towers come from files."""
-    config = preset(settings.init or "")
+    config = with_switches(preset(settings.init or ""), settings.vocabulary, settings.lora)
     missing = {"--tokenizer": settings.tokenizer, "--vq": settings.vq}
     if "mmu" in settings.tasks:
         missing["--vision"] = settings.vision
@@ -103,7 +105,7 @@ def _merged(settings: StageSettings) -> Start:
     if settings.init_mmu is None or settings.init_t2i is None:
         raise UsageError("stage 2 starts from two results of stage 1 or from one model", hint="--init-mmu, --init-t2i")
     mmu, t2i = _loaded(settings.init_mmu), _loaded(settings.init_t2i)
-    for name in ("backbone", "text", "vq"):
+    for name in ("backbone", "text", "vq", "vocabulary"):
         if getattr(mmu.config, name) != getattr(t2i.config, name):
             raise CheckpointError(f"{settings.init_mmu} and {settings.init_t2i} differ in config.json: {name}")
     mmu.model.load_state_dict(merge(mmu.model.state_dict(), t2i.model.state_dict()))
@@ -120,6 +122,11 @@ def start_of(settings: StageSettings) -> Start:
         start = _loaded(Path(settings.init))
     else:
         start = _fresh(settings)
+    if with_switches(start.config, settings.vocabulary, settings.lora) != start.config:
+        raise UsageError(
+            f"--vocabulary and --lora choose what a fresh model has; {start.config.name} was made otherwise",
+            hint=f"leave them out, or start from nothing: --init {' | '.join(PRESETS)}",
+        )
     for name, given in (("vision.safetensors", settings.vision), ("vq.safetensors", settings.vq)):
         if given is not None:
             start.copies[name] = part_file(given, name)
