@@ -19,6 +19,7 @@ from omnimamba_cli.config import Task
 from omnimamba_cli.engine import hub
 from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.training import Finished, LoopConfig, Progress, StageSettings, pick_precision, train
+from parallel import stopping
 
 interrupted = False  # by a signal: this process begins no other run
 
@@ -44,7 +45,7 @@ def _run(plan: Plan, name: str, seed: int, folder: Path, record: Path) -> dict[s
         if took is None:
             return None
         seconds += took
-    if interrupted or time.time() >= plan.deadline:
+    if interrupted or stopping() or time.time() >= plan.deadline:
         return None
     measured = measure(plan, folder / "both", folder)
     result = {"variant": name, "seed": seed, "seconds": round(seconds, 2), **measured}
@@ -115,10 +116,10 @@ def finish(stage: str, settings: StageSettings, deadline: float, label: str) -> 
     if done.is_file():
         return float(json.loads(done.read_text(encoding="utf-8"))["seconds"])
     left = (deadline - time.time()) / 60
-    if interrupted or left <= 0:
+    if interrupted or stopping() or left <= 0:
         return None
     if left != float("inf"):
-        settings = replace(settings, loop=replace(settings.loop, max_minutes=left))
+        settings = replace(settings, loop=replace(settings.loop, max_minutes=round(left, 2) or 0.01))
     seconds = 0.0
     for event in train(settings):
         if isinstance(event, Progress):

@@ -57,8 +57,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="nano", help="sizes of the fresh models (default nano)")
     parser.add_argument("--parts", default="nano", metavar="MODEL", help="whose tokenizers and image encoder are used")
     parser.add_argument("--made", type=Path, metavar="DIR", help="what train_nano.sh made: its data and those parts")
-    parser.add_argument("--captions", type=int, default=320_000, help="drawings to make")
-    parser.add_argument("--talks", type=int, default=150_000, help="conversations to make")
+    parser.add_argument("--captions", type=int, default=160_000, help="drawings to make")
+    parser.add_argument("--talks", type=int, default=60_000, help="conversations to make")
     parser.add_argument("--held-out", type=int, default=2_048, help="drawings for the loss")
     parser.add_argument("--questions", type=int, default=100, help="pictures of each split that are asked about")
     parser.add_argument("--draw", type=int, default=128, help="prompts drawn and judged by the model itself")
@@ -109,8 +109,8 @@ def compare(args: argparse.Namespace) -> int:
         say(f"{len(wanted)} runs of {plan.steps:,} steps, {processes} at a time")
         jobs = {submit(ablation_runs.run, plan, *job): job for job in wanted}
         failed, stopped = gather(jobs, args.out, plan)
-    table = ablation_table.write(args.out, options, plan.steps, ablation_table.found(args.out))
-    print(table, end="")
+    if done := ablation_table.found(args.out):
+        print(ablation_table.write(args.out, options, plan.steps, done), end="")
     if stopped:
         say(f"{stopped} of {len(wanted)} runs are not done; the same command goes on")
     return _code(failed)

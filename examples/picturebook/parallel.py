@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Submit = Callable[..., "Future[Any]"]  # a function and its arguments
+_stop: Any = None  # of a process of a pool: a multiprocessing event
 
 
 @contextmanager
@@ -26,17 +27,27 @@ def submitting(processes: int, gpus: Sequence[str]) -> Iterator[Submit]:
         places.put(gpus[number % len(gpus)] if gpus else "")
     if not gpus:  # read by the new processes before they import torch
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_take_place, initargs=(places,))
+    stop = context.Event()
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_take_place, initargs=(places, stop))
     try:
         yield pool.submit
+    except BaseException:
+        stop.set()  # work that did not feel Ctrl-C itself asks `stopping`
+        raise
     finally:
-        # on Ctrl-C the runs save and stop by themselves; those not begun are not begun
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _take_place(places: Any) -> None:  # Any: a multiprocessing queue
+def _take_place(places: Any, stop: Any) -> None:  # Any: a multiprocessing queue and event
     """Of a new process, before it touches a GPU."""
+    global _stop
     os.environ["CUDA_VISIBLE_DEVICES"] = places.get()
+    _stop = stop
+
+
+def stopping() -> bool:
+    """Whether the process that gave this one its work wants no more of it."""
+    return _stop is not None and _stop.is_set()
 
 
 def _here(work: Callable[..., T], *args: Any) -> "Future[T]":

@@ -260,6 +260,34 @@ def test_each_process_has_a_gpu_of_its_own_and_errors_come_back(tmp_path: Path) 
     assert isinstance(error, ValueError)
 
 
+def in_haste(begun: Path, futures: list[Any]) -> None:
+    """Hand out much work, and leave when the first of it has begun."""
+    with parallel.submitting(2, []) as submit:
+        futures += [submit(os.system, f"touch {begun}; sleep 0.3") for _ in range(20)]
+        while not begun.exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(os.name == "nt", reason="runs a line of sh")
+def test_a_pool_that_is_left_in_haste_ends_what_it_began_and_begins_no_more(tmp_path: Path) -> None:
+    futures: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        in_haste(tmp_path / "begun", futures)
+    assert futures[0].result() == 0
+    assert futures[-1].cancelled()
+
+
+def test_runs_end_between_their_stages_where_all_are_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked:
+        def is_set(self) -> bool:
+            return True
+
+    monkeypatch.setattr(parallel, "_stop", Asked())
+    monkeypatch.setattr(ablation_runs, "train", None)  # would fail
+    assert ablation_runs.run(plan(tmp_path), "paper", 0) is None
+
+
 def test_one_process_works_here() -> None:
     def fail() -> None:
         raise OmniMambaError("no")
