@@ -55,11 +55,11 @@ VisionFile = Annotated[
 VQFile = Annotated[Path | None, typer.Option("--vq", metavar="DIR|FILE", help="Image tokenizer (vq.safetensors).")]
 SharedVocabulary = Annotated[
     Literal["decoupled", "shared"] | None,
-    typer.Option("--vocabulary", help="Of a fresh model: two tables, or one of text and codes.", show_default=False),
+    typer.Option("--vocabulary", help="Two tables, or one of text and codes.", show_default="as --init has it"),
 ]
 LoRAPairs = Annotated[
     Literal["task", "shared", "none"] | None,
-    typer.Option("--lora", help="Of a fresh model: a pair for each task, one for both, or none.", show_default=False),
+    typer.Option("--lora", help="A pair for each task, one for both, or none.", show_default="as --init has it"),
 ]
 CaptionDropout = Annotated[
     float | None,

@@ -15,6 +15,7 @@ from omnimamba_cli.engine.storage import Storage
 from omnimamba_cli.errors import CheckpointError, UsageError
 from omnimamba_cli.model.convert import check
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.switches import switched
 from omnimamba_cli.model.vision import VisionTowers
 from omnimamba_cli.presets import PRESETS, preset, with_switches
 from omnimamba_cli.train.loop import LoopConfig
@@ -32,7 +33,7 @@ class StageSettings:
     init: str | None = None  # model directory, or a preset's name for fresh weights
     init_mmu: Path | None = None  # stage 2: results of stage 1 to be merged
     init_t2i: Path | None = None
-    vocabulary: Vocabulary | None = None  # with a preset; None: the paper's
+    vocabulary: Vocabulary | None = None  # what the tasks share; None: as --init has it
     lora: LoRA | None = None
     tokenizer: Path | None = None  # with a preset
     vision: Path | None = None
@@ -101,6 +102,18 @@ def _loaded(directory: Path) -> Start:
     return Start(files.config, files.model, None, files.tokenizer, copies)
 
 
+def _switch(start: Start, settings: StageSettings) -> None:
+    """Let the tasks share what the settings say, or not. Raises CheckpointError where that would lose LoRA."""
+    target = with_switches(start.config, settings.vocabulary, settings.lora)
+    if target == start.config:
+        return
+    torch.manual_seed(settings.loop.seed)
+    tensors = switched(start.model.state_dict(), start.config, target)
+    start.model = checkpoint.on_meta(lambda: OmniMamba(target))
+    start.model.load_state_dict(tensors, assign=True)
+    start.config = target
+
+
 def _merged(settings: StageSettings) -> Start:
     if settings.init_mmu is None or settings.init_t2i is None:
         raise UsageError("stage 2 starts from two results of stage 1 or from one model", hint="--init-mmu, --init-t2i")
@@ -122,11 +135,7 @@ def start_of(settings: StageSettings) -> Start:
         start = _loaded(Path(settings.init))
     else:
         start = _fresh(settings)
-    if with_switches(start.config, settings.vocabulary, settings.lora) != start.config:
-        raise UsageError(
-            f"--vocabulary and --lora choose what a fresh model has; {start.config.name} was made otherwise",
-            hint=f"leave them out, or start from nothing: --init {' | '.join(PRESETS)}",
-        )
+    _switch(start, settings)
     for name, given in (("vision.safetensors", settings.vision), ("vq.safetensors", settings.vq)):
         if given is not None:
             start.copies[name] = part_file(given, name)

@@ -19,6 +19,7 @@ from omnimamba_cli.model import convert
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import quantize
+from omnimamba_cli.model.switches import switched
 from omnimamba_cli.ops.step import StepKernels
 from omnimamba_cli.presets import with_switches
 from tests.cases import small
@@ -218,6 +219,32 @@ def test_other_layouts_have_no_place_for_shared_parts(layout: Callable[[ModelCon
 def test_the_card_says_what_is_not_the_papers() -> None:
     assert "Unlike" not in render(small.CONFIG, {})
     assert "Unlike the paper's, this model has one LoRA pair for both tasks." in render(config("lora"), {})
+
+
+# one model under another choice
+
+
+@all_variants
+@torch.inference_mode()
+def test_a_model_of_fresh_pairs_computes_the_same_however_its_parts_are_shared(name: str) -> None:
+    paper = small.model()
+    for key, tensor in paper.named_parameters():
+        if ".lora." in key and key.endswith(".B"):
+            tensor.zero_()
+    other = OmniMamba(config(name)).eval()
+    other.load_state_dict(switched(paper.state_dict(), small.CONFIG, config(name)))
+    back = OmniMamba(small.CONFIG).eval()
+    back.load_state_dict(switched(other.state_dict(), config(name), small.CONFIG))
+    for task in TASKS:
+        hidden = paper(embedded(paper, task), task)
+        for model in (other, back):
+            assert_close("hidden", hidden, model(embedded(model, task), task), EXACT)
+            assert_close("scores", paper.logits(hidden, task), model.logits(hidden, task), EXACT)
+
+
+def test_trained_pairs_are_refused_by_name() -> None:
+    with pytest.raises(CheckpointError, match=r"trained LoRA pairs.*first: layers\.0\.mixer\.in_proj\.lora\.mmu\.B"):
+        switched(small.model().state_dict(), small.CONFIG, config("lora"))
 
 
 # settings

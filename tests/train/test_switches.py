@@ -14,7 +14,7 @@ from omnimamba_cli.data.mixing import Collate, DrawBatch
 from omnimamba_cli.data.sequences import mmu_middle, mmu_prefix, t2i_prefix
 from omnimamba_cli.engine.session import Session
 from omnimamba_cli.engine.training import Progress, StageSettings, train
-from omnimamba_cli.errors import CheckpointError, InputError, UsageError
+from omnimamba_cli.errors import CheckpointError, InputError
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.presets import PRESETS, with_switches
 from omnimamba_cli.train.language import Objective
@@ -142,12 +142,25 @@ def test_a_variant_resumes_to_the_bit(data: Data, tiny_model: Path, tmp_path: Pa
         list(train(dataclasses.replace(whole, resume=True, vocabulary=None)))
 
 
-def test_a_model_is_not_made_otherwise_by_training(data: Data, tiny_model: Path, tmp_path: Path) -> None:
-    for switch in ({"vocabulary": "shared"}, {"lora": "shared"}, {"lora": "none"}):
-        with pytest.raises(UsageError, match="tiny was made otherwise"):
-            list(train(stage("t2i", data, tiny_model, tmp_path / "out", **switch)))
-    same = stage("t2i", data, tiny_model, tmp_path / "out", vocabulary="decoupled", loop=loop(steps=1))
-    assert len(losses(same)) == 1
+def test_a_base_is_switched_and_keeps_its_rows(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    settings = stage("mmu", data, tiny_model, tmp_path / "out", loop=loop(steps=1), vocabulary="shared", lora="none")
+    assert len(losses(settings)) == 1
+    before, after = (load_file(p / "model.safetensors") for p in (tiny_model, tmp_path / "out"))
+    rows = torch.cat([before["text_embedding.weight"], before["image_embedding.weight"]])
+    assert torch.equal(after["vocabulary.weight"], rows)
+    assert torch.equal(after["layers.1.mixer.in_proj.weight"], before["layers.1.mixer.in_proj.weight"])
+    assert not [name for name in after if ".lora." in name]
+    assert Session(tmp_path / "out", device="cpu").config.deviations == ("one vocabulary of text and codes",)
+
+
+def test_trained_pairs_are_not_thrown_away(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    list(train(stage("t2i", data, tiny_model, tmp_path / "t2i", loop=loop(steps=1))))
+    for lora in ("shared", "none"):
+        with pytest.raises(CheckpointError, match=r"trained LoRA pairs, which would be lost; first: .*lora\.t2i\.B"):
+            list(train(stage("mmu", data, tmp_path / "t2i", tmp_path / "out", lora=lora)))
+    assert not (tmp_path / "out").exists()
+    same = stage("mmu", data, tmp_path / "t2i", tmp_path / "out", vocabulary="decoupled", lora="task")
+    assert len(losses(same)) == 4
 
 
 # merging two results of stage 1
