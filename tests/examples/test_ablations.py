@@ -15,6 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "picturebook"))
 
+import ablation_data
 import ablation_measure
 import ablation_runs
 import ablation_table
@@ -186,6 +187,28 @@ def test_a_budget_must_be_given_once(tmp_path: Path) -> None:
         ablations.parse([str(tmp_path), str(tmp_path)])
     write_json(tmp_path / "plan.json", {"steps": 5, **asdict(OPTIONS)})
     assert ablations.parse([str(tmp_path), str(tmp_path)]).steps is None
+
+
+# data
+
+
+def test_what_train_nano_made_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(ablation_data, "_make", lambda args, command, *_, **__: asked.append(command))
+    monkeypatch.setattr(ablation_data, "_tokenize", lambda args, captions, vq, codes: asked.append(str(vq)))
+    monkeypatch.setattr(ablation_data, "DrawnCodes", lambda *_: None)
+    monkeypatch.setattr(ablation_data.TextTokenizer, "from_file", lambda *_: None)
+    made = tmp_path / "made"
+    args = ablations.parse([str(tmp_path), str(tmp_path / "out"), "--steps", "1", "--made", str(made), *TOY])
+    with pytest.raises(UsageError, match=r"codes\.jsonl is not there"):
+        ablation_data.prepare(args)
+    for name in ("codes.jsonl", "talks/mmu.json", "tokenizer.json", "tower/vision.safetensors", "vq/vq.safetensors"):
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).touch()
+    files = ablation_data.prepare(args)
+    assert (files.codes, files.talks) == (made / "codes.jsonl", made / "talks" / "mmu.json")
+    assert (files.tokenizer, files.vision, files.vq) == (made / "tokenizer.json", made / "tower", made / "vq")
+    assert asked == ["held-out", str(made / "vq"), "eval"]
 
 
 # stopping
