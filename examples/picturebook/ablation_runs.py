@@ -62,7 +62,7 @@ def stages(plan: Plan, variant: Variant, seed: int, folder: Path) -> list[tuple[
     With s steps of stage 1 for each task and n of both together, each task has seen s + n batches, as it has after
     s + n joint steps.
     """
-    first = max(1, round(plan.options.stage1_share * plan.steps))
+    first = min(max(1, round(plan.options.stage1_share * plan.steps)), plan.steps - 1)
     made = {"vocabulary": variant.vocabulary, "lora": variant.lora}
     if variant.joint:
         fresh = {"init": plan.options.preset, **made}

@@ -65,6 +65,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.steps is None and args.minutes is None and not (args.out / PLAN_FILE).is_file():
         parser.error("give a budget: --minutes M of everything, or --steps N of each run")
+    if args.seeds < 1 or not 0 < args.stage1_share < 1 or (args.steps is not None and args.steps < 2):
+        parser.error("--seeds must be at least 1, --steps at least 2, --stage1-share between 0 and 1")
     return args
 
 

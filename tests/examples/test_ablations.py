@@ -185,6 +185,9 @@ def test_a_plan_is_kept_and_other_options_are_refused(tmp_path: Path) -> None:
 def test_a_budget_must_be_given_once(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         ablations.parse([str(tmp_path), str(tmp_path)])
+    for wrong in (["--steps", "1"], ["--steps", "9", "--seeds", "0"], ["--steps", "9", "--stage1-share", "1"]):
+        with pytest.raises(SystemExit):
+            ablations.parse([str(tmp_path), str(tmp_path), *wrong])
     write_json(tmp_path / "plan.json", {"steps": 5, **asdict(OPTIONS)})
     assert ablations.parse([str(tmp_path), str(tmp_path)]).steps is None
 
