@@ -202,7 +202,7 @@ def test_what_train_nano_made_is_taken(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(ablation_data, "DrawnCodes", lambda *_: None)
     monkeypatch.setattr(ablation_data.TextTokenizer, "from_file", lambda *_: None)
     made = tmp_path / "made"
-    args = ablations.parse([str(tmp_path), str(tmp_path / "out"), "--steps", "1", "--made", str(made), *TOY])
+    args = ablations.parse([str(tmp_path), str(tmp_path / "out"), "--steps", "2", "--made", str(made), *TOY])
     with pytest.raises(UsageError, match=r"codes\.jsonl is not there"):
         ablation_data.prepare(args)
     for name in ("codes.jsonl", "talks/mmu.json", "tokenizer.json", "tower/vision.safetensors", "vq/vq.safetensors"):
