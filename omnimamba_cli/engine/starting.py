@@ -109,7 +109,8 @@ def _switch(start: Start, settings: StageSettings) -> None:
         return
     torch.manual_seed(settings.loop.seed)
     tensors = switched(start.model.state_dict(), start.config, target)
-    start.model = checkpoint.on_meta(lambda: OmniMamba(target))
+    with torch.device("meta"):
+        start.model = OmniMamba(target)
     start.model.load_state_dict(tensors, assign=True)
     start.config = target
 
