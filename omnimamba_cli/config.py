@@ -14,6 +14,10 @@ from omnimamba_cli.errors import ConfigError
 
 Task = Literal["mmu", "t2i"]
 TASKS: tuple[Task, ...] = ("mmu", "t2i")
+# the paper decouples both; what it is compared with does not
+Vocabulary = Literal["decoupled", "shared"]
+Pairs = Literal["task", "shared"]
+LoRA = Literal["task", "shared", "none"]
 T = TypeVar("T")
 
 BAD_SHARE = 0.05  # of the training samples may be bad; more of them are no accident
@@ -100,7 +104,8 @@ class Mamba2Config(_JSON):
     ngroups: int = 1
     chunk_size: int = 256  # tokens a chunk of the scan; changes speed, not results
     norm_eps: float = 1e-5
-    lora_rank: int = 8  # 0: no task LoRA
+    lora_rank: int = 8  # 0: no LoRA
+    lora_pairs: Pairs = "task"  # a pair for each task, or one that both use
     lora_alpha: float = 32.0
     lora_dropout: float = 0.05  # while training only
 
@@ -131,6 +136,17 @@ class Mamba2Config(_JSON):
     def d_in_proj(self) -> int:
         """Rows of in_proj: z, x, B, C, dt."""
         return self.d_inner + self.conv_dim + self.nheads
+
+    @property
+    def lora_names(self) -> tuple[str, ...]:
+        """Names of the LoRA pairs on each in_proj."""
+        if not self.lora_rank:
+            return ()
+        return ("shared",) if self.lora_pairs == "shared" else TASKS
+
+    def lora_name(self, task: Task) -> str | None:
+        """The pair that a task uses; None without LoRA."""
+        return None if not self.lora_rank else "shared" if self.lora_pairs == "shared" else task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +272,7 @@ class ModelConfig(_JSON):
     backbone: Mamba2Config = field(default_factory=Mamba2Config)
     text: TextConfig = field(default_factory=TextConfig)
     vq: VQConfig = field(default_factory=VQConfig)
+    vocabulary: Vocabulary = "decoupled"  # a table each for text and codes, or one of both
     towers: tuple[TowerConfig, ...] = ()
     caption_tokens: int = 68  # ids of a prompt to draw, left-padded
     t2i_positions: int = 329  # rows of the learned table
@@ -298,6 +315,13 @@ class ModelConfig(_JSON):
     def vision_image_size(self) -> int:
         """Pixels a side of what the towers see."""
         return self.towers[0].image_size if self.towers else 0
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """Where the model's parts differ from the paper's, in words; the published layout has no place for them."""
+        found = ["one vocabulary of text and codes"] if self.vocabulary == "shared" else []
+        found += ["one LoRA pair for both tasks"] if self.backbone.lora_names == ("shared",) else []
+        return tuple(found)
 
     @property
     def t2i_prefix(self) -> int:

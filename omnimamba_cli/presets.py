@@ -1,8 +1,18 @@
 """Named sizes: the published model, its smaller sister, and the one in the box. A leaf over config."""
 
 import difflib
+from dataclasses import replace
 
-from omnimamba_cli.config import Mamba2Config, ModelConfig, SamplingConfig, TextConfig, TowerConfig, VQConfig
+from omnimamba_cli.config import (
+    LoRA,
+    Mamba2Config,
+    ModelConfig,
+    SamplingConfig,
+    TextConfig,
+    TowerConfig,
+    Vocabulary,
+    VQConfig,
+)
 from omnimamba_cli.errors import ConfigError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,3 +87,17 @@ def preset(name: str) -> ModelConfig:
             hint=f"did you mean {near[0]!r}?" if near else None,
         )
     return PRESETS[name]
+
+
+def with_switches(config: ModelConfig, vocabulary: Vocabulary | None, lora: LoRA | None) -> ModelConfig:
+    """The config with one of the paper's decouplings taken out; None leaves it as it is.
+
+    vocabulary "shared": one table of text rows and code rows, embedding and head of both tasks. lora "shared": one
+    pair for both tasks; "none": no pair.
+    """
+    backbone = config.backbone
+    if lora == "none":
+        backbone = replace(backbone, lora_rank=0)
+    elif lora is not None:
+        backbone = replace(backbone, lora_pairs=lora, lora_rank=backbone.lora_rank or Mamba2Config.lora_rank)
+    return replace(config, backbone=backbone, vocabulary=vocabulary or config.vocabulary)

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of the packages and rendered pictures; filled when empty")
-    parser.add_argument("command", choices=("prepare", "train-mmu", "captions", "images", "eval"))
+    parser.add_argument("command", choices=("prepare", "train-mmu", "captions", "held-out", "images", "eval"))
     parser.add_argument("--n", type=int, default=300, help="images; for eval images a split (default 300)")
     parser.add_argument("--out", type=Path, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
@@ -58,7 +58,7 @@ def build(data: Path, job: Job, processes: int) -> None:
     records = _records(data, job, images, processes)
     if job.command == "train-mmu":
         _write(job.out / "mmu.json", _as_array(records))
-    elif job.command == "captions":
+    elif job.command in ("captions", "held-out"):
         _write(job.out / "captions.jsonl", (f"{_dump(record)}\n" for record in records))
     elif job.command == "eval":
         _write(job.out / "eval.jsonl", _eval_lines(records))

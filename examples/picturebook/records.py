@@ -78,6 +78,13 @@ def _captions(job: Job, pictures: Pictures, number: int, rng: random.Random) -> 
     return {"image": _save(scene, pictures, job, number), "captions": said}
 
 
+def _held_out(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Record:
+    """The same of a scene with a pair that is never trained, to measure the loss of drawing with."""
+    scene = sample_scene(rng, pictures, "unseen_pairs", purpose="t2i")
+    said = [as_typed(text, rng) for text in captions(scene, rng, CAPTIONS)]
+    return {"image": _save(scene, pictures, job, number), "captions": said}
+
+
 def _image(job: Job, pictures: Pictures, number: int, rng: random.Random) -> None:
     """An image alone. Three of four are drawings, which is what the image tokenizer is for."""
     purpose = "mmu" if number % 4 == 0 else "t2i"
@@ -111,6 +118,7 @@ def _prompt(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Re
 ITEMS = {
     "train-mmu": _mmu,
     "captions": _captions,
+    "held-out": _held_out,
     "images": _image,
     "eval": _eval,
     "prompts": _prompt,

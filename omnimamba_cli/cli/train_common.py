@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -95,6 +95,14 @@ class StageOptions:
             help="Image tokenizer (vq.safetensors). Of another codebook size, with drawing trained: the image "
             "vocabulary starts anew.",
         ),
+    ] = None
+    vocabulary: Annotated[
+        Literal["decoupled", "shared"] | None,
+        typer.Option("--vocabulary", help="Two tables, or one of text and codes.", show_default="as --init has it"),
+    ] = None
+    lora: Annotated[
+        Literal["task", "shared", "none"] | None,
+        typer.Option("--lora", help="A pair for each task, one for both, or none.", show_default="as --init has it"),
     ] = None
     unfreeze: Annotated[
         list[str] | None, typer.Option("--unfreeze", metavar="PART", help="Train this part too; all: everything.")
@@ -192,6 +200,8 @@ def stage_settings(
         batch_mmu=chosen["batch_mmu"],
         batch_t2i=chosen["batch_t2i"],
         image_root=what.image_root,
+        vocabulary=what.vocabulary,
+        lora=what.lora,
         tokenizer=what.tokenizer,
         vision=what.vision,
         vq=what.vq,

@@ -255,7 +255,7 @@ class OmniMambaSystem:
 
         def loss() -> Tensor:
             hidden = self.model(self.model.embed_text(ids[:, :-1]), "mmu")
-            logits = self.model.logits(hidden, "mmu").float()
+            logits = self.model.training_logits(hidden, "mmu").float()
             return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
         return self.model.train(), loss

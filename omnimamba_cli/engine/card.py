@@ -44,6 +44,8 @@ def render(
         f"Backbone: {b.n_layer} Mamba-2 layers, width {b.d_model}. Text vocabulary {config.text.vocab_size:,}, image "
         f"codes {config.vq.codebook_size:,}, pictures drawn at {config.vq.image_size} x {config.vq.image_size}."
     )
+    if config.deviations:
+        sizes += f" Unlike the paper's, this model has {' and '.join(config.deviations)}."
     lines = [
         "---",
         "library_name: omnimamba",

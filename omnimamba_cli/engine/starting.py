@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from omnimamba_cli.config import BAD_SHARE, ModelConfig, Task, VQConfig
+from omnimamba_cli.config import BAD_SHARE, LoRA, ModelConfig, Task, Vocabulary, VQConfig
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import checkpoint, hub, storage
 from omnimamba_cli.engine.safetensors_io import read_header, read_safetensors
@@ -19,8 +19,9 @@ from omnimamba_cli.errors import CheckpointError, ConfigError, UsageError
 from omnimamba_cli.model.convert import check
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.sizes import vq_from_shapes
+from omnimamba_cli.model.switches import SHARED_TABLE, switched
 from omnimamba_cli.model.vision import VisionTowers
-from omnimamba_cli.presets import PRESETS, preset
+from omnimamba_cli.presets import PRESETS, preset, with_switches
 from omnimamba_cli.train.loop_config import LoopConfig
 from omnimamba_cli.train.stages import Stage, merge
 
@@ -36,6 +37,8 @@ class StageSettings:
     init: str | None = None  # a model as every command takes it, or a preset's name for fresh weights
     init_mmu: Path | None = None  # stage 2: results of stage 1 to be merged
     init_t2i: Path | None = None
+    vocabulary: Vocabulary | None = None  # what the tasks share; None: as --init has it
+    lora: LoRA | None = None
     tokenizer: Path | None = None  # with a preset
     vision: Path | None = None
     vq: Path | None = None
@@ -91,7 +94,7 @@ class Start:
 
 def _fresh(settings: StageSettings) -> Start:
     """Random weights of a preset; tokenizers and towers come from files."""
-    config = preset(settings.init or "")
+    config = with_switches(preset(settings.init or ""), settings.vocabulary, settings.lora)
     missing = {"--tokenizer": settings.tokenizer, "--vq": settings.vq}
     if "mmu" in settings.tasks:
         missing["--vision"] = settings.vision
@@ -114,11 +117,24 @@ def _loaded(directory: Path) -> Start:
     return Start(files.config, files.model, None, files.tokenizer, copies)
 
 
+def _switch(start: Start, settings: StageSettings) -> None:
+    """Let the tasks share what the settings say, or not. Raises CheckpointError where that would lose LoRA."""
+    target = with_switches(start.config, settings.vocabulary, settings.lora)
+    if target == start.config:
+        return
+    torch.manual_seed(settings.loop.seed)
+    tensors = switched(start.model.state_dict(), start.config, target)
+    with torch.device("meta"):
+        start.model = OmniMamba(target)
+    start.model.load_state_dict(tensors, assign=True)
+    start.config = target
+
+
 def _merged(settings: StageSettings) -> Start:
     if settings.init_mmu is None or settings.init_t2i is None:
         raise UsageError("stage 2 starts from two results of stage 1 or from one model", hint="--init-mmu, --init-t2i")
     mmu, t2i = _loaded(settings.init_mmu), _loaded(settings.init_t2i)
-    for name in ("backbone", "text", "vq"):
+    for name in ("backbone", "text", "vq", "vocabulary"):
         if getattr(mmu.config, name) != getattr(t2i.config, name):
             raise CheckpointError(f"{settings.init_mmu} and {settings.init_t2i} differ in config.json: {name}")
     mmu.model.load_state_dict(merge(mmu.model.state_dict(), t2i.model.state_dict()))
@@ -135,6 +151,7 @@ def start_of(settings: StageSettings) -> Start:
         start = _fresh(settings)
     else:
         start = _loaded(hub.resolve(settings.init))
+    _switch(start, settings)
     if settings.vq is not None:
         start = with_image_tokenizer(start, settings)
     for name, given in (("vision.safetensors", settings.vision), ("vq.safetensors", settings.vq)):
@@ -192,7 +209,11 @@ def with_image_tokenizer(start: Start, settings: StageSettings) -> Start:
     model = OmniMamba(config)
     kept = start.model.state_dict()
     fresh = model.state_dict()
-    kept["image_embedding.weight"] = fresh["image_embedding.weight"]
+    if config.vocabulary == "shared":
+        words = config.text.vocab_size
+        kept[SHARED_TABLE] = torch.cat([kept[SHARED_TABLE][:words], fresh[SHARED_TABLE][words:]])
+    else:
+        kept["image_embedding.weight"] = fresh["image_embedding.weight"]
     kept["t2i_positions"] = torch.cat([kept["t2i_positions"], fresh["t2i_positions"][len(kept["t2i_positions"]) :]])
     model.load_state_dict(kept)
     said = f"{path} is another image tokenizer ({what}): image_embedding and the image head start anew"

@@ -47,19 +47,21 @@ def load_for_task(
     check_part(path, header, whole)
     model = merged(whole, task)
     for name in OTHERS[task]:
-        delattr(model, name)
+        if hasattr(model, name):  # of a shared vocabulary there is one table, and both tasks read text
+            delattr(model, name)
     mapped, _ = read_safetensors(path)
     shared = other.state_dict() if other is not None else {}
-    scale = config.backbone.lora_alpha / config.backbone.lora_rank if config.backbone.lora_rank else 0.0
+    pair = config.backbone.lora_name(task)
     tensors: dict[str, Tensor] = {}
     with path.open("rb") as file, torch.no_grad():
         read = partial(read_to, file, header, device)
         for name in model.state_dict():
             target = storage.decoded_dtype(name, header, dtype)
-            if name.endswith(FOLDED) and scale:
-                tensors[name] = _folded(name, header, read, task, scale, target)
-            elif name in shared and shared[name].dtype == target:
+            if name in shared and shared[name].dtype == target and not (pair == task and name.endswith(FOLDED)):
                 tensors[name] = shared[name]
+            elif pair is not None and name.endswith(FOLDED):
+                scale = config.backbone.lora_alpha / config.backbone.lora_rank
+                tensors[name] = _folded(name, header, read, pair, scale, target)
             else:
                 stays = device.type == "cpu" and target == mapped[name].dtype
                 tensors[name] = storage.decode(name, header, mapped.__getitem__ if stays else read, dtype).to(device)
@@ -69,10 +71,10 @@ def load_for_task(
 
 
 def _folded(
-    name: str, header: Header, read: Callable[[str], Tensor], task: Task, scale: float, dtype: torch.dtype
+    name: str, header: Header, read: Callable[[str], Tensor], pair: str, scale: float, dtype: torch.dtype
 ) -> Tensor:
     """W + scale * B A (out in), summed in float32 from what is stored and rounded once."""
-    lora = name.removesuffix("weight") + f"lora.{task}."
+    lora = name.removesuffix("weight") + f"lora.{pair}."
     A, B = (storage.decode(lora + part, header, read, torch.float32) for part in ("A", "B"))
     weight = storage.decode(name, header, read, torch.float32)
     return weight.addmm_(B, A, alpha=scale).to(dtype)

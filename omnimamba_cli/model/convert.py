@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnimamba_cli.config import TASKS, ModelConfig
+from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.errors import CheckpointError
 from omnimamba_cli.model.lora import LoRAPair
 from omnimamba_cli.model.omnimamba import OmniMamba
@@ -30,9 +30,11 @@ VQ_IGNORED = "quantize.codebook_used"  # a training-time count of the reference
 def own_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of model.safetensors."""
     c, d = config.backbone, config.backbone.d_model
-    shapes: dict[str, tuple[int, ...]] = {
-        "text_embedding.weight": (config.text.vocab_size, d),
-        "image_embedding.weight": (config.vq.codebook_size, d),
+    text, codes = config.text.vocab_size, config.vq.codebook_size
+    tables: dict[str, tuple[int, ...]] = {"text_embedding.weight": (text, d), "image_embedding.weight": (codes, d)}
+    if config.vocabulary == "shared":
+        tables = {"vocabulary.weight": (text + codes, d)}
+    shapes = tables | {
         "t2i_positions": (config.t2i_positions, d),
         "mmu_positions": (config.mmu_positions, d),
         "caption_mlp.0.weight": (d, d),
@@ -58,10 +60,9 @@ def own_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "mixer.norm.weight": (c.d_inner,),
         "mixer.out_proj.weight": (d, c.d_inner),
     }
-    if c.lora_rank:
-        for task in TASKS:
-            layer[f"mixer.in_proj.lora.{task}.A"] = (c.lora_rank, d)
-            layer[f"mixer.in_proj.lora.{task}.B"] = (c.d_in_proj, c.lora_rank)
+    for pair in c.lora_names:
+        layer[f"mixer.in_proj.lora.{pair}.A"] = (c.lora_rank, d)
+        layer[f"mixer.in_proj.lora.{pair}.B"] = (c.d_in_proj, c.lora_rank)
     for i in range(c.n_layer):
         shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
     return shapes
@@ -88,8 +89,15 @@ def published_name(name: str) -> str:
     return BACKBONE + name
 
 
+def _check_paper(config: ModelConfig) -> None:
+    """Raise CheckpointError for a model whose parts other people's layouts have no names for."""
+    if config.deviations:
+        raise CheckpointError(f"{config.name} has {' and '.join(config.deviations)}: the published layout has no such")
+
+
 def published_names(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the published layout: 645 of them at 1.3B, tied heads stored again."""
+    _check_paper(config)
     ours = own_shapes(config)
     shapes = {published_name(n): (1, *s) if n in POSITIONS else s for n, s in ours.items()}
     return shapes | {head: shapes[embedding] for head, embedding in HEADS.items()}
@@ -149,6 +157,7 @@ def from_published(
 
 def to_published(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The inverse of from_published, with both heads."""
+    _check_paper(config)
     check(shapes_of(tensors), own_shapes(config), "the model")
     result = {published_name(name): t[None] if name in POSITIONS else t for name, t in tensors.items()}
     return result | {head: result[embedding] for head, embedding in HEADS.items()}
@@ -156,6 +165,7 @@ def to_published(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str
 
 def base_names(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a plain state-spaces/mamba2 language model, its tied head included."""
+    _check_paper(config)
     rows = (config.text.vocab_size, config.backbone.d_model)
     shared = {f"backbone.{name}": shape for name, shape in own_shapes(config).items() if _is_shared(name)}
     return {"backbone.embedding.weight": rows} | shared | {"lm_head.weight": rows}
@@ -201,9 +211,9 @@ def fresh_tensors(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
         model = OmniMamba(small).state_dict()
         result = {name: model[name] for name in wanted if ".lora." not in name}
         for i in range(b.n_layer if b.lora_rank else 0):
-            for task in TASKS:
+            for name in b.lora_names:
                 pair = LoRAPair(b.d_model, b.d_in_proj, b.lora_rank).state_dict()
-                result |= {f"layers.{i}.mixer.in_proj.lora.{task}.{part}": pair[part] for part in ("A", "B")}
+                result |= {f"layers.{i}.mixer.in_proj.lora.{name}.{part}": pair[part] for part in ("A", "B")}
     return {name: result[name] for name in wanted}
 
 

@@ -1,4 +1,7 @@
-"""Task LoRA on a linear map: one low-rank pair a task, chosen by argument, mergeable for inference."""
+"""LoRA on a linear map: a low-rank pair for each task, chosen by argument, mergeable for inference.
+
+Or one pair that both tasks use, or none: what the paper compares itself with.
+"""
 
 import copy
 import math
@@ -8,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimamba_cli.config import TASKS, Mamba2Config, Task
+from omnimamba_cli.config import Mamba2Config, Task
 from omnimamba_cli.ops import halves
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ class LoRAPair(nn.Module):
 
 
 class LoRALinear(nn.Module):
-    """x W^T + scale * dropout(x) A^T B^T, with the pair of the task that is passed in. No bias."""
+    """x W^T + scale * dropout(x) A^T B^T, with the pair that the task passed in uses. No bias."""
 
     def __init__(self, in_features: int, out_features: int, config: Mamba2Config) -> None:
         super().__init__()
@@ -37,17 +40,24 @@ class LoRALinear(nn.Module):
         rank = config.lora_rank
         self.scale = config.lora_alpha / rank if rank else 0.0
         self.dropout = config.lora_dropout
-        pairs = {task: LoRAPair(in_features, out_features, rank) for task in TASKS} if rank else {}
-        self.lora = nn.ModuleDict(pairs)
+        self.lora = nn.ModuleDict({name: LoRAPair(in_features, out_features, rank) for name in config.lora_names})
+        self.one_pair = config.lora_names == ("shared",)
+
+    def pair(self, task: Task) -> LoRAPair | None:
+        """What a task adds to the weight; None without LoRA."""
+        name = "shared" if self.one_pair else task
+        if name not in self.lora:
+            return None
+        return self.lora[name]
 
     def forward(self, x: Tensor, task: Task) -> Tensor:
         """x (... in) to (... out) for one task.
 
         On CUDA up to 7 meaningless columns may follow: the fast matrix kernels want a multiple of 8.
         """
-        if task not in self.lora:
+        pair = self.pair(task)
+        if pair is None:
             return F.linear(x, self.weight)
-        pair = self.lora[task]
         if self.training and self.dropout:
             y = F.linear(x, self.weight)
             return y + F.linear(self.scale * F.linear(F.dropout(x, self.dropout), pair.A), pair.B)
@@ -57,9 +67,9 @@ class LoRALinear(nn.Module):
 
     def merged_weight(self, task: Task) -> Tensor:
         """W + scale * B A (out in), summed in float32 and rounded once to W's dtype."""
-        if task not in self.lora or self.weight.is_meta:
+        pair = self.pair(task)
+        if pair is None or self.weight.is_meta:
             return self.weight.detach()
-        pair = self.lora[task]
         delta = self.scale * (pair.B.detach().float() @ pair.A.detach().float())
         return (self.weight.detach().float() + delta).to(self.weight.dtype)
 

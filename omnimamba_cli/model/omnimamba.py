@@ -2,6 +2,9 @@
 
 "mmu" reads pictures (patches of the towers) and writes text; "t2i" reads text and writes image codes.
 Callers embed their pieces, run `forward` over any cut of the sequence, and ask `logits` where they need them.
+
+With a shared vocabulary, which the paper compares itself with, text ids and codes are rows of one table, text first,
+and in training all rows compete for the next token. Everything else, the MLPs after a lookup too, is the same.
 """
 
 from itertools import pairwise
@@ -33,8 +36,14 @@ class OmniMamba(nn.Module):
         super().__init__()
         self.config = config
         d, codebook = config.backbone.d_model, config.vq.codebook_size
-        self.text_embedding = nn.Embedding(config.text.vocab_size, d)
-        self.image_embedding = nn.Embedding(codebook, d)
+        self.shared = config.vocabulary == "shared"
+        if self.shared:
+            self.vocabulary = nn.Embedding(config.text.vocab_size + codebook, d)
+            tables = [self.vocabulary.weight]
+        else:
+            self.text_embedding = nn.Embedding(config.text.vocab_size, d)
+            self.image_embedding = nn.Embedding(codebook, d)
+            tables = [self.text_embedding.weight, self.image_embedding.weight]
         self.image_mlp = _mlp([d, config.image_mlp_mult * d, d, d])
         self.caption_mlp = _mlp([d, d, d], approximate="tanh", bias=False)
         self.t2i_positions = nn.Parameter(torch.empty(config.t2i_positions, d))
@@ -44,7 +53,7 @@ class OmniMamba(nn.Module):
         self.layers = nn.ModuleList(Block(config.backbone) for _ in range(config.backbone.n_layer))
         self.norm_f = RMSNorm(d, config.backbone.norm_eps)
         self.narrow_heads = nn.ModuleDict()  # task -> a head in one byte a weight, see quantized
-        for table in (self.text_embedding.weight, self.image_embedding.weight, self.t2i_positions, self.mmu_positions):
+        for table in (*tables, self.t2i_positions, self.mmu_positions):
             nn.init.normal_(table, std=0.02)
 
     @property
@@ -59,7 +68,7 @@ class OmniMamba(nn.Module):
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """Text ids (b l) of the mmu task to (b l d)."""
-        return self.text_embedding(ids)
+        return self.vocabulary(ids) if self.shared else self.text_embedding(ids)
 
     def embed_patches(self, patches: Tensor) -> Tensor:
         """The towers' patches (b n vision_dim) to (b n d)."""
@@ -67,14 +76,15 @@ class OmniMamba(nn.Module):
 
     def embed_caption(self, ids: Tensor) -> Tensor:
         """The whole prefix of a drawing, ids (b l), to (b l d)."""
-        return self.caption_mlp(self.text_embedding(ids))
+        return self.caption_mlp(self.embed_text(ids))
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Image codes (b l) to (b l d)."""
         if codes.numel() > self.config.vq.codebook_size:
             # more codes than entries: every entry through the MLP once, then a lookup
-            return F.embedding(codes, self.image_mlp(self.image_embedding.weight))
-        return self.image_mlp(self.image_embedding(codes))
+            return F.embedding(codes, self.image_mlp(self.head("t2i")))
+        rows = self.vocabulary(codes + self.first_row("t2i")) if self.shared else self.image_embedding(codes)
+        return self.image_mlp(rows)
 
     def new_state(self, batch: int) -> InferenceState:
         """The state before the first token of `batch` sequences."""
@@ -112,11 +122,34 @@ class OmniMamba(nn.Module):
         return self.norm_f(residual)
 
     def logits(self, hidden: Tensor, task: Task) -> Tensor:
-        """Hidden states (... d) to scores over the task's vocabulary (... v); heads are tied to the embeddings."""
+        """Hidden states (... d) to scores over the task's own vocabulary (... v); heads are tied to the embeddings.
+
+        Of a shared vocabulary these are the task's rows: an answer is text and a drawing is codes, so that what is
+        drawn from them is what would be drawn from all rows with the others forbidden.
+        """
         if task in self.narrow_heads:
             return self.narrow_heads[task](hidden)
         return F.linear(hidden, self.head(task))
 
+    def training_logits(self, hidden: Tensor, task: Task) -> Tensor:
+        """Scores (... r) of all rows that compete for the next token in training; the task's begin at `first_row`.
+
+        Decoupled, these are `logits`; of a shared vocabulary every row of text and code. Needs a model that is not
+        quantized.
+        """
+        if not self.shared:
+            return self.logits(hidden, task)
+        if len(self.narrow_heads):
+            raise ValueError("a quantized model scores one task's rows alone; train the model as it was stored")
+        return F.linear(hidden, self.vocabulary.weight)
+
+    def first_row(self, task: Task) -> int:
+        """Where a task's own ids begin in `training_logits`."""
+        return self.config.text.vocab_size if self.shared and task == "t2i" else 0
+
     def head(self, task: Task) -> Tensor:
-        """A task's head (v d), which is its embedding."""
-        return self.text_embedding.weight if task == "mmu" else self.image_embedding.weight
+        """The rows (v d) of a task's own vocabulary: its head and, before any MLP, its embedding."""
+        if not self.shared:
+            return self.text_embedding.weight if task == "mmu" else self.image_embedding.weight
+        text = self.config.text.vocab_size
+        return self.vocabulary.weight[:text] if task == "mmu" else self.vocabulary.weight[text:]

@@ -150,8 +150,8 @@ def embedding_tables(model: OmniMamba, task: Task, *, piece: int = 2048) -> tupl
     Of image codes every entry goes through its MLP once, here, instead of once a step.
     """
     if task == "mmu":
-        return model.text_embedding.weight.detach(), model.mmu_positions.detach()
-    entries = model.image_embedding.weight.detach()
+        return model.head("mmu").detach(), model.mmu_positions.detach()
+    entries = model.head("t2i").detach()
     with torch.inference_mode():
         # piece by piece: the MLP's hidden layer is four times as wide
         return torch.cat([model.image_mlp(part) for part in entries.split(piece)]), model.t2i_positions.detach()

@@ -109,7 +109,9 @@ class Objective(nn.Module):
         return torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
 
     def _summed(self, hidden: Tensor, targets: Tensor, task: Task) -> Tensor:
-        logits = self.model.logits(hidden, task)
+        logits = self.model.training_logits(hidden, task)
+        if first := self.model.first_row(task):
+            targets = targets + first  # codes, none of which is ignored
         # float32: a sum over many small exponentials in bf16 is off by percents
         return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE)
 

@@ -32,6 +32,12 @@ PARTS: dict[str, tuple[str, ...]] = {
     "towers": ("towers.",),
 }
 
+# what a model has instead where the tasks share it: it trains whenever one of these does
+JOINED: dict[str, tuple[str, ...]] = {
+    "vocabulary": ("text_embedding", "image_embedding"),
+    "lora_shared": ("lora_mmu", "lora_t2i"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -74,6 +80,8 @@ def part_of(name: str) -> str:
     """The part a parameter belongs to. Raises KeyError for a name of no part."""
     if ".lora." in name:
         return f"lora_{name.split('.lora.')[1].split('.')[0]}"
+    if name.startswith("vocabulary."):
+        return "vocabulary"
     for part, starts in PARTS.items():
         if starts and name.startswith(starts):
             return part
@@ -103,6 +111,7 @@ def trained_parts(stage: Stage, task: Task | None, unfreeze: Sequence[str] = ())
 def trainable_names(names: Iterable[str], stage: Stage, task: Task | None, unfreeze: Sequence[str] = ()) -> set[str]:
     """Which of the parameter names train."""
     parts = trained_parts(stage, task, unfreeze)
+    parts |= {joined for joined, either in JOINED.items() if parts.intersection(either)}
     return {name for name in names if part_of(name) in parts}
 
 
@@ -120,14 +129,14 @@ def freeze(
 # what stage 2 takes from the result of stage 1 of each task; everything else must be the same in both
 OWNED: dict[Task, tuple[str, ...]] = {
     "mmu": ("projector", "lora_mmu", "mmu_positions"),
-    "t2i": RECIPES[1, "t2i"].parts,
+    "t2i": (*RECIPES[1, "t2i"].parts, "vocabulary"),  # a shared one: stage 1 of mmu leaves it as it is
 }
 
 
 def merge(mmu: Mapping[str, Tensor], t2i: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The start of stage 2: the common base, with each task's own parts from its own stage 1.
 
-    Raises CheckpointError naming the first tensor of the base that differs.
+    Raises CheckpointError naming the first tensor of the base that differs, or a LoRA pair that both runs trained.
     """
     merged: dict[str, Tensor] = {}
     for name, tensor in mmu.items():
@@ -139,6 +148,11 @@ def merge(mmu: Mapping[str, Tensor], t2i: Mapping[str, Tensor]) -> dict[str, Ten
             merged[name] = other
         elif part in OWNED["mmu"] or torch.equal(tensor, other):
             merged[name] = tensor
+        elif part == "lora_shared":
+            raise CheckpointError(
+                f"both results of stage 1 have trained the LoRA pair that the tasks share; first: {name}",
+                hint="run stage 1 of mmu from the result of t2i, then give that one directory: --init DIR",
+            )
         else:
             raise CheckpointError(
                 f"the two results of stage 1 have different bases; first: {name}",

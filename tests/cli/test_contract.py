@@ -58,3 +58,10 @@ SHORT = {"-o": "--output", "-n": "--count", "-p": "--prompt", "-q": "--quiet", "
 def test_a_letter_means_the_same_everywhere(run: Run, command: str) -> None:
     for letter, name in re.findall(r"^ {2}(-\w), (--[\w-]+)", run(*command.split(), "--help").out, re.MULTILINE):
         assert {**SHORT, "-m": "--model", "-H": "--with-filename"}[letter] == name
+
+
+@pytest.mark.parametrize("command", ["train-stage1", "train-stage2"])
+def test_a_fresh_model_can_be_made_without_the_papers_decouplings(run: Run, command: str) -> None:
+    options = run(command, "--help").out
+    assert "--vocabulary" in options
+    assert "--lora" in options

@@ -232,6 +232,11 @@ ids = captions([1, 2, 3], [])
 with torch.inference_mode():
     got = Decoder(t2i, "t2i", kernels).image(t2i, ids, config, seeds=[3, 4], copies=2)
 assert torch.equal(got, decode.decode_image(t2i, ids, config, seeds=[3, 4], copies=2))
+# a task's rows lie in the middle of a shared table
+one = merged(OmniMamba(replace(c, vocabulary="shared")).eval(), "t2i")
+with torch.inference_mode():
+    got = Decoder(one, "t2i", kernels).image(one, ids[:1], CONFIGS["greedy"], seeds=[3])
+assert torch.equal(got, decode.decode_image(one, ids[:1], CONFIGS["greedy"], seeds=[3]))
 """
 
 

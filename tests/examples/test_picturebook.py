@@ -323,7 +323,7 @@ def test_make_writes_the_same_bytes_with_one_and_two_processes(tmp_path: Path) -
     ]
     text = json.dumps({"fingerprint": render.fingerprint(), "size_px": 128, "pictures": entries})
     (tmp_path / "pictures.json").write_text(text)
-    for command, n in (("train-mmu", 300), ("captions", 300), ("images", 20), ("eval", 20)):
+    for command, n in (("train-mmu", 300), ("captions", 300), ("held-out", 20), ("images", 20), ("eval", 20)):
         outs = [tmp_path / f"{command}-{processes}" for processes in (1, 2)]
         for processes, out in zip((1, 2), outs, strict=True):
             flags = ["--n", str(n), "--out", str(out), "--processes", str(processes)]
@@ -333,6 +333,7 @@ def test_make_writes_the_same_bytes_with_one_and_two_processes(tmp_path: Path) -
         ]
         assert files[0] == files[1]
         assert len([path for path in files[0] if path.suffix == ".png"]) == n * (4 if command == "eval" else 1)
+    assert len((tmp_path / "held-out-1" / "captions.jsonl").read_text().splitlines()) == 20
     conversations = json.loads((tmp_path / "train-mmu-1" / "mmu.json").read_text())
     assert all(item["conversations"][0]["value"].startswith("<image>\n") for item in conversations)
     lines = [json.loads(line) for line in (tmp_path / "eval-1" / "eval.jsonl").read_text().splitlines()]

@@ -94,3 +94,20 @@ def test_other_sizes_are_refused_where_drawing_is_not_trained(
     vq = tokenizer(tmp_path / "vq", dataclasses.replace(tiny_config.vq, codebook_size=96))
     with pytest.raises(CheckpointError, match="drawing is not trained"):
         list(train(stage("mmu", data, tiny_model, tmp_path / "out", vq=vq)))
+
+
+def test_in_a_shared_vocabulary_the_words_are_kept(
+    data: Data, tiny_config: ModelConfig, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(tiny_config.vq, codebook_size=96)
+    file = codes(tmp_path / "codes.jsonl", config)
+    vq = tokenizer(tmp_path / "vq", config)
+    settings = {"vq": vq, "data_t2i": (file,), "vocabulary": "shared", "loop": loop(steps=1, lr=1e-30)}
+    run = stage("both", data, tiny_model, tmp_path / "out", **settings)
+    list(train(run))
+    before, after = (load_file(p / "model.safetensors") for p in (tiny_model, run.output))
+    words = tiny_config.text.vocab_size
+    assert len(after["vocabulary.weight"]) == words + 96
+    torch.testing.assert_close(
+        after["vocabulary.weight"][:words], before["text_embedding.weight"], rtol=0.0, atol=1e-20
+    )

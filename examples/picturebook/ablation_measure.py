@@ -1,0 +1,96 @@
+"""What is said of a model of an ablation: how it answers and draws, its loss, its size. Used by ablation_runs.py."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omnimamba_cli.data.datasets import DrawnCodes
+
+from ablation_plan import Plan, write_json
+from omnimamba_cli.config import ModelConfig
+from omnimamba_cli.data.tokenizer import TextTokenizer
+from omnimamba_cli.engine.checkpoint import part_sizes
+from omnimamba_cli.engine.evaluation import EvaluationResult, evaluate_picturebook
+from omnimamba_cli.engine.runtime import pick_device
+from omnimamba_cli.engine.session import Session
+from omnimamba_cli.engine.task_models import load_for_task
+
+HELD_OUT_ROWS = 128  # drawings at a time
+
+
+def measure(plan: Plan, model: Path, folder: Path) -> dict[str, Any]:
+    """What is said of a model: `eval picturebook`, whole in `folder`, and the loss of drawings it has not seen."""
+    begun = time.monotonic()
+    result = evaluate(plan, model)
+    write_json(folder / "evaluation.json", result.to_dict())
+    if result.sheet is not None:
+        result.sheet.save(folder / "drawn.png")
+    data = result.to_dict()
+    drawing = data["drawing"]
+    return {
+        "naming": data["naming"]["all"]["share"],
+        "naming_unseen_scenes": data["naming"].get("unseen_scenes", {}).get("share"),
+        "answering": data["answering"]["all"]["share"],
+        "drawing_loss": drawing_loss(model, plan.files.held_out, plan.device),
+        "cycle": None if drawing is None else drawing["checks"]["all"]["share"],
+        "cycle_names": None if drawing is None else drawing["naming"]["all"]["share"],
+        "parameters": part_sizes(model)["model"].parameters,
+        "measuring_seconds": round(time.monotonic() - begun, 2),
+        "device": device_name(plan.device),
+        "versions": data["versions"],
+        "date": data["date"],
+    }
+
+
+def evaluate(plan: Plan, model: Path) -> EvaluationResult:
+    """`omnimamba eval picturebook`."""
+    session = Session(model, device=plan.device)
+    rows = 256 if session.device.type == "cuda" else None
+    events = evaluate_picturebook(
+        session,
+        plan.files.evaluation,
+        limit=plan.options.questions,
+        draw=plan.options.draw,
+        batch_size=rows,
+    )
+    *_, result = events
+    assert isinstance(result, EvaluationResult)
+    return result
+
+
+@torch.inference_mode()
+def drawing_loss(directory: Path, codes: Path, device: str) -> float:
+    """Mean cross-entropy of a code, in nats, over the codes alone: of the distribution that a code is drawn from.
+
+    In float32, with every caption given. A shared vocabulary's loss in training is higher by what its model gives
+    to text.
+    """
+    place, _ = pick_device(device)
+    model = load_for_task(directory, "t2i", device=place, dtype=torch.float32)
+    config: ModelConfig = replace(model.config, caption_dropout=0.0)
+    drawings = DrawnCodes((codes,), config, TextTokenizer.from_file(directory / "tokenizer.json", config.text))
+    total = 0.0
+    for places in _pieces(len(drawings)):
+        prefix, row = (t.to(place) for t in drawings.rows(places, places))
+        row = row.long()
+        x = torch.cat([model.embed_caption(prefix), model.embed_codes(row[:, :-1])], dim=1)
+        scores = model.logits(model(x, "t2i")[:, prefix.shape[1] - 1 :], "t2i").float()
+        total += float(F.cross_entropy(scores.flatten(0, 1), row.flatten(), reduction="sum"))
+    return total / (len(drawings) * config.vq.codes)
+
+
+def _pieces(count: int) -> Iterator[np.ndarray]:
+    for start in range(0, count, HELD_OUT_ROWS):
+        yield np.arange(start, min(start + HELD_OUT_ROWS, count))
+
+
+def device_name(device: str) -> str:
+    """What the figures were measured on."""
+    place, _ = pick_device(device)
+    return torch.cuda.get_device_name(place) if place.type == "cuda" else f"{place.type}, {os.cpu_count()} cores"
