@@ -81,11 +81,7 @@ class Output:
 
     def record(self, fields: Mapping[str, object]) -> None:
         """One result as a JSON line with the schema number."""
-        data = {"schema": SCHEMA, **fields}
-        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-        if any("\ud800" <= c <= "\udfff" for c in text):  # an undecodable file name: keep the line valid UTF-8
-            text = json.dumps(data, separators=(",", ":"))
-        self.line(text)
+        self.line(json_line(fields))
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Aligned columns: the first to the left, the rest (numbers) to the right."""
@@ -177,6 +173,15 @@ class Output:
         except BrokenPipeError:
             silence_stdout()
             raise SystemExit(ExitCode.CLOSED_PIPE) from None
+
+
+def json_line(fields: Mapping[str, object]) -> str:
+    """A JSON object with the schema number on one line, without its end."""
+    data = {"schema": SCHEMA, **fields}
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    if any("\ud800" <= c <= "\udfff" for c in text):  # an undecodable file name: keep the line valid UTF-8
+        text = json.dumps(data, separators=(",", ":"))
+    return text
 
 
 def silence_stdout() -> None:

@@ -46,7 +46,9 @@ def load_image(source: Source, *, name: str | None = None, max_pixels: int = MAX
         raise InputError(
             f"{label}: more pixels than the {max_pixels:,} allowed", hint="make it smaller first"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # decoders of broken files raise whatever they stumble over
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{label}: cannot be read ({reason})") from error
 
@@ -75,11 +77,14 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous()
 
 
+def squashed(image: Image.Image, size: int) -> Image.Image:
+    """RGB at size x size by bicubic resampling, whatever its shape was; itself where it has that size."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
 def tower_pixels(image: Image.Image, size: int) -> Tensor:
-    """RGB squashed to size x size by bicubic resampling, uint8 (3 s s): what the towers see, before scaling."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return _to_tensor(image)
+    """RGB squashed to size x size, uint8 (3 s s): what the towers see, before scaling."""
+    return _to_tensor(squashed(image, size))
 
 
 def vq_pixels(image: Image.Image, size: int) -> Tensor:

@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,8 @@ def test_json_gives_one_object_a_line(run: Run, fake: FakeSession, pictures: lis
         "schema": 1,
         "image": "a.png",
         "question": fake.config.default_question,
+        "sha256": sha256(Path("a.png").read_bytes()).hexdigest(),
+        "text": "a red fox",
         "caption": "a red fox",
         "finish_reason": "stop",
         "tokens": 3,

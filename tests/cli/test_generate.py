@@ -51,6 +51,8 @@ def test_json_tells_what_was_made(run: Run, fake: FakeSession) -> None:
         "seed": 4,
         "width": 8,
         "height": 8,
+        "run_seed": 3,
+        "format": "png",
         "seconds": 0.1,
         "model": "fake",
     }
@@ -89,7 +91,7 @@ def test_skipped_pictures_leave_the_others_their_seeds(run: Run, fake: FakeSessi
     (tmp_path / "f-2.png").write_bytes(b"old")
     result = run("generate", "a", "-n", "4", "--seed", "10", "-o", "f.png", "--skip-existing")
     assert result.out.split() == ["f-1.png", "f-3.png", "f-4.png"]
-    assert [(len(prompts), seed) for prompts, seed, *_ in fake.drawn] == [(1, 10), (2, 12)]
+    assert [seeds for _, seeds, *_ in fake.drawn] == [[10, 12, 13]]
     assert (tmp_path / "f-2.png").read_bytes() == b"old"
 
 
