@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     SOME_FAILED = 6
     INTERRUPTED = 130
     CLOSED_PIPE = 141
+    TERMINATED = 143
 
 
 class OmniMambaError(Exception):

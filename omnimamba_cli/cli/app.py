@@ -6,9 +6,12 @@ Loads only the subcommand that was asked for; nothing here imports torch.
 import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -52,7 +55,7 @@ Exit codes:
   1  a bug in this program    6    some of the inputs failed
   2  wrong use                130  stopped by Ctrl-C
   3  input or output file     141  the reader of stdout went away
-  4  model or download
+  4  model or download        143  ended by SIGTERM
 """
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -121,11 +124,15 @@ def build(arguments: Sequence[str]) -> typer.Typer:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    use_utf8()
     out = Output()
     try:
-        result = build(arguments)(arguments or ["--help"], prog_name="omnimamba", standalone_mode=False, obj=out)
+        use_utf8()
+        out = Output()
+        with ending_on_sigterm():
+            result = build(arguments)(arguments or ["--help"], prog_name="omnimamba", standalone_mode=False, obj=out)
     except KeyboardInterrupt:
+        if argv is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending: a second Ctrl-C would only make it say so
         return ExitCode.INTERRUPTED
     except SystemExit as stop:
         # the parser swaps stdout when the reader of its help has gone, and would exit with 1
@@ -138,6 +145,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         return ExitCode.USAGE
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program the way Ctrl-C does, with temporary files removed; training has a way of its own."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(ExitCode.TERMINATED)
+
+    try:
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # someone has other plans
+            yield
+            return
+        signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread, where no signals arrive
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def report(error: Exception, out: Output) -> int:

@@ -226,7 +226,7 @@ class Run:
 
     def load(self, job: Job, side: int | None = None) -> Loaded:
         """A picture's file read, hashed where results tell it, decoded, and made as small as the model sees it."""
-        from omnimamba_cli.data.images import load_image, squashed
+        from omnimamba_cli.data.reading import load_image, squashed
 
         if isinstance(job.picture, InputError):
             raise job.picture
@@ -343,7 +343,7 @@ def template_text(name: str) -> str:
 
 def read(picture: Picture) -> "Image":
     """A picture decoded, before any model is loaded. Raises InputError by the name the user wrote."""
-    from omnimamba_cli.data.images import load_image
+    from omnimamba_cli.data.reading import load_image
 
     return load_image(picture.data(), name=picture.name)
 

@@ -33,7 +33,7 @@ class Picture:
     def source(self) -> Path | bytes:
         """The path, or the bytes of stdin or of a web address. Raises InputError for what is not there."""
         if self.name == "-":
-            data = sys.stdin.buffer.read()
+            data = sys.stdin.buffer.read(MOST_BYTES + 1) if sys.stdin is not None else b""  # <&-
             if not data:
                 raise InputError("-: stdin is empty; it should hold a picture")
             return data
@@ -53,11 +53,12 @@ class Picture:
     def data(self) -> bytes:
         """All bytes of the file, of stdin or of a web address. Raises InputError, by name."""
         source = self.source()
-        if isinstance(source, bytes):
-            return source
         try:
-            with source.open("rb") as file:
-                data = file.read(MOST_BYTES + 1)
+            if isinstance(source, bytes):
+                data = source
+            else:
+                with source.open("rb") as file:
+                    data = file.read(MOST_BYTES + 1)
         except OSError as error:
             raise InputError(f"{self.name}: cannot be read ({(error.strerror or str(error)).lower()})") from None
         if len(data) > MOST_BYTES:

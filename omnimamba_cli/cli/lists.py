@@ -24,6 +24,8 @@ def entries(name: str, nul: bool = False) -> Iterator[tuple[str, str]]:
     an entry that is longer than anything that is a name or a prompt.
     """
     if name == "-":
+        if sys.stdin is None:  # <&-
+            raise InputError("stdin is closed, so there is no list")
         # not the buffered stream: a thread that waits in it would hold its lock while the program ends
         stream = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
     else:

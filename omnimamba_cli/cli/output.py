@@ -21,7 +21,15 @@ ColorChoice = Literal["auto", "always", "never"]
 
 
 def use_utf8() -> None:
-    """Makes both streams UTF-8 whatever the locale; undecodable file names pass through unchanged."""
+    """Makes both streams UTF-8 whatever the locale; undecodable file names pass through unchanged.
+
+    Raises InputError for a stdout that was closed before the program began (`>&-`): its results would have no place.
+    """
+    if sys.stderr is None:  # 2>&-: nobody wants to hear anything
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as long as the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # likewise
+        raise InputError("stdout is closed, so results have no place", hint="> /dev/null throws them away")
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -173,6 +181,9 @@ class Output:
         except BrokenPipeError:
             silence_stdout()
             raise SystemExit(ExitCode.CLOSED_PIPE) from None
+        except OSError as error:  # a full disk
+            silence_stdout()
+            raise OSError(error.errno, error.strerror, "stdout") from None
 
 
 def json_line(fields: Mapping[str, object]) -> str:

@@ -58,6 +58,8 @@ CaptionDropout = Annotated[
     typer.Option("--caption-dropout", min=0, max=1, help="Share of captions left out, so that guidance works."),
 ]
 
+STOPPED = {"stopped by SIGINT": ExitCode.INTERRUPTED, "stopped by SIGTERM": ExitCode.TERMINATED}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
@@ -109,7 +111,7 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
         for _ in events:  # the first of several processes tells
             pass
         return
-    interrupted = False
+    ending: ExitCode | None = None
     with out.progress(label, total=total) as bar:
         shown = 0
         for event in events:
@@ -122,13 +124,13 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
                 last = event
             elif isinstance(event, Finished) and not event.complete:
                 out.note(f"stopped at step {event.step:,} of {event.steps:,}: {event.reason}; --resume continues")
-                interrupted = event.reason.startswith("stopped by")
+                ending = STOPPED.get(event.reason)
     if out.json:
         out.record({"path": str(last.path), "step": last.step})
     else:
         out.line(str(last.path))
-    if interrupted:
-        raise typer.Exit(ExitCode.INTERRUPTED)
+    if ending is not None:
+        raise typer.Exit(ending)
 
 
 def _progress(event: "Event", out: Output, bar: Bar, shown: int) -> int:

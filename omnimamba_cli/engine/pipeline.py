@@ -4,6 +4,7 @@ Memory does not grow with the number of inputs: so many are read early, so many 
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Generic, TypeVar
 
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.errors import InputError
+
+NAME = "omnimamba-ahead"
+PATIENCE_S = 0.5  # with threads that are to end
 
 T = TypeVar("T")  # an input, such as a name
 R = TypeVar("R")  # what is read of it, such as a picture
@@ -37,7 +41,7 @@ class Ahead(Generic[T, R]):
     """Inputs in order, each with what `load` makes of it in some thread, at most `ahead` of them early.
 
     The inputs themselves are drawn in a thread too, so that they may come slowly (a pipe that is still written).
-    The threads end with the process: one that waits for a pipe cannot be told to stop.
+    A thread that waits for a pipe cannot be told to stop: see `threads_are_left`.
     """
 
     def __init__(self, items: Iterable[T], load: Callable[[T], R], *, ahead: int, threads: int = THREADS) -> None:
@@ -46,8 +50,11 @@ class Ahead(Generic[T, R]):
         self._todo: deque[Slot[T, R]] = deque()
         self._changed = threading.Condition()
         self._complete = self._closed = False
-        for target in (self._feed, *[self._work] * threads):
-            threading.Thread(target=target, daemon=True, name="omnimamba-ahead").start()
+        self._threads = [
+            threading.Thread(target=target, daemon=True, name=NAME) for target in (self._feed, *[self._work] * threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def take(self, *, wait: bool) -> Slot[T, R] | None:
         """The next input, done; None when there is no more, or without `wait` when it is not done yet."""
@@ -66,11 +73,14 @@ class Ahead(Generic[T, R]):
             return self._complete and not self._slots
 
     def close(self) -> None:
-        """Let the threads end after what they are doing."""
+        """Let the threads end after what they are doing, and wait for them a moment."""
         with self._changed:
             self._closed = True
             self._todo.clear()
             self._changed.notify_all()
+        until = time.monotonic() + PATIENCE_S
+        for thread in self._threads[1:]:  # the first may wait for a pipe
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _feed(self) -> None:
         last: Slot[T, R] | None = None
@@ -108,6 +118,11 @@ class Ahead(Generic[T, R]):
             with self._changed:
                 slot.done = True
                 self._changed.notify_all()
+
+
+def threads_are_left() -> bool:
+    """Whether a thread still waits for something; the process is then to end without waiting for it."""
+    return any(thread.name == NAME for thread in threading.enumerate())
 
 
 def in_batches(
