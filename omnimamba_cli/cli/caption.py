@@ -166,7 +166,8 @@ def command(
         steady=deterministic or not (from_file == "-" or allow_urls),
         alone=not several,
     )
-    if stream and not several and not json and not dry_run and output is None and append is None and not allow_urls:
+    into_files = output is not None or append is not None
+    if stream and not (several or json or dry_run or into_files or inputs.is_url(pictures[0].name)):
         run.stream(pictures[0])
         return ExitCode.DONE
     found = inputs.expanded(pictures, from_file, nul=nul, recursive=recursive, allow_urls=allow_urls)

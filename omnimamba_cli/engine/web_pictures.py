@@ -25,8 +25,8 @@ def fetch(url: str, *, most_bytes: int = MOST_BYTES, timeout_s: float = TIMEOUT_
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
         raise InputError(f"{url}: is not fetched while offline", hint="leave --offline out, or unset HF_HUB_OFFLINE")
     deadline = time.monotonic() + timeout_s
-    request = urllib.request.Request(url, headers={"User-Agent": f"omnimamba/{__version__}"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": f"omnimamba/{__version__}"})
         with _opener().open(request, timeout=timeout_s) as answer:
             return _body(answer, url, most_bytes, deadline, timeout_s)
     except InputError:
