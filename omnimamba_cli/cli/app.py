@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from omnimamba_cli import __version__
+from omnimamba_cli.cli import settings
 from omnimamba_cli.cli.output import Output, silence_stdout, use_utf8
 from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError
 
@@ -36,12 +37,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenize": ("tokenize", "Turn pictures with captions into training tokens."),
     "train-stage1": ("train_stage1", "Train one task's own parts."),
     "train-stage2": ("train_stage2", "Train both tasks together."),
+    "man": ("man", "Print the manual page."),
 }
 
 ALIASES = {"benchmark": "bench"}  # other words for a command, not listed
 
 EPILOG = """\b
-Environment (an option wins over it):
+Taken anywhere on the line:
+  --config FILE      a file of defaults, not ~/.config/omnimamba/config.toml
+  --no-config        no file of defaults
+
+\b
+Environment (an option wins over it, it wins over the file of defaults):
+  OMNIMAMBA_CONFIG   what --config would say; empty is --no-config
   OMNIMAMBA_MODEL    what --model would say
   OMNIMAMBA_DEVICE   what --device would say
   OMNIMAMBA_DTYPE    what --dtype would say
@@ -98,19 +106,23 @@ def load_command(name: str) -> Callable[..., object]:
     return command
 
 
-def build(arguments: Sequence[str]) -> typer.Typer:
-    """The application for one command line: the named subcommand whole, the others by name and help line."""
-    app = typer.Typer(
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings=SETTINGS,
-        epilog=EPILOG,
-    )
-    app.callback()(_root)
+def build(arguments: Sequence[str], config: str | None = "") -> typer.Typer:
+    """The application for one command line: the named subcommand whole, the others by name and help line.
+
+    `config` is the file of defaults ("" is none, None the user's own).
+    """
     # a shell that asks for completions puts the line into the environment: bash the one, zsh and fish the other
     line = f"{os.environ.get('COMP_WORDS', '')} {os.environ.get('_TYPER_COMPLETE_ARGS', '')}"
     words = line.split()[1:] if "_OMNIMAMBA_COMPLETE" in os.environ else arguments
     named = next((word for word in words if not word.startswith("-")), None)
+    context = {**SETTINGS, "default_map": _defaults(named, config)}
+    app = typer.Typer(
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings=context,
+        epilog=EPILOG,
+    )
+    app.callback()(_root)
     for name, (_, summary) in COMMANDS.items():
         if name == named:
             app.command(name, short_help=summary)(load_command(name))
@@ -121,6 +133,14 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
+def _defaults(named: str | None, config: str | None) -> dict[str, object]:
+    """The file's defaults for the named command, as the parser takes them."""
+    name = ALIASES.get(named or "", named)
+    if name not in COMMANDS or (found := settings.read(config)) is None:
+        return {}
+    return {str(named): settings.defaults(*found, name, load_command(name), [*COMMANDS])}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -129,7 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_utf8()
         out = Output()
         with ending_on_sigterm():
-            result = build(arguments)(arguments or ["--help"], prog_name="omnimamba", standalone_mode=False, obj=out)
+            arguments, config = settings.take_option(arguments)
+            result = build(arguments, config)(
+                arguments or ["--help"], prog_name="omnimamba", standalone_mode=False, obj=out
+            )
     except KeyboardInterrupt:
         if argv is None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending: a second Ctrl-C would only make it say so

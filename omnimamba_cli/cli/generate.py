@@ -97,7 +97,7 @@ def command(
 
     \b
     omnimamba generate "a red fox" -o fox.png
-    omnimamba generate "a red fox" -n 4 --seed 7 -o fox.png      # fox-1.png to fox-4.png
+    omnimamba generate "a red fox" -n 4 --seed 7 -o fox.png   # to fox-4.png
     omnimamba generate - -o 'out/{prompt-slug}-{seed}.png' < prompts.txt
     omnimamba generate "a red fox" -o - | omnimamba caption - "what is here?"
 

@@ -29,8 +29,9 @@ def command(
     """Turn pictures with captions into training tokens; an interrupted run continues where it stopped.
 
     \b
-    omnimamba tokenize --data captions.jsonl --image-root images/ --vq vq/ -o codes.jsonl
-    omnimamba tokenize --data captions.jsonl --vq vq/vq.safetensors --device cuda -o codes.jsonl --force
+    omnimamba tokenize --data captions.jsonl --vq vq/ -o codes.jsonl
+    omnimamba tokenize --data captions.jsonl --image-root images/ --vq vq/ \\
+        --device cuda -o codes.jsonl --force
     """
     out = options.configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
     from omnimamba_cli.engine.tokenizing import TokenizeSettings, tokenize

@@ -61,7 +61,7 @@ def command(
     """Train one task's own parts on a frozen language model.
 
     \b
-    omnimamba train-stage1 --task mmu --init base/ --data captions.json --image-root images/ -o mmu/
+    omnimamba train-stage1 --task mmu --init base/ --data captions.json -o mmu/
     omnimamba train-stage1 --task t2i --init base/ --data codes.jsonl -o t2i/
     """
     out = options.configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)

@@ -162,3 +162,14 @@ def test_an_interrupted_run_keeps_what_is_finished(
     result = run("generate", "a", "-n", "4", "-o", "f.png", "--seed", "1")
     assert (result.code, result.err) == (130, "")
     assert result.out.split() == sorted(p.name for p in tmp_path.iterdir()) == ["f-1.png", "f-2.png"]
+
+
+def test_every_option_of_sampling_arrives(run: Run, fake: FakeSession) -> None:
+    given = {"temperature": 0.5, "top_k": 7, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.2, "guidance": 2.0}
+    options = "--temperature 0.5 --top-k 7 --top-p 0.8 --min-p 0.1 --repetition-penalty 1.2 --guidance 2".split()
+    result = run("generate", "a", "-o", "a.png", "--metadata", "--candidates", "3", "--deterministic", *options)
+    assert result.code == 0
+    sampling = fake.drawn[0][2]
+    assert sampling is not None
+    assert {name: getattr(sampling, name) for name in given} == given
+    assert sampling.candidates == 3
