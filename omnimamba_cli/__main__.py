@@ -16,9 +16,7 @@ def run() -> int:
     pipeline = sys.modules.get("omnimamba_cli.engine.pipeline")
     if pipeline is not None and pipeline.threads_are_left():
         # such as one that waits for a pipe: Python would end it while it ends itself, which C++ takes for a crash
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        os._exit(code)  # whatever is printed is flushed at once
     return code
 
 

@@ -21,6 +21,7 @@ def test_exit_codes_are_the_documented_ones() -> None:
         "SOME_FAILED": 6,
         "INTERRUPTED": 130,
         "CLOSED_PIPE": 141,
+        "TERMINATED": 143,
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from omnimamba_cli.cli import inputs, models
-from omnimamba_cli.cli.captioning import Run, journal_key, template_text
+from omnimamba_cli.cli.captioning import Run, journal_key
 from omnimamba_cli.cli.journal import Journal
 from omnimamba_cli.cli.options import (
     Append,
@@ -177,3 +177,17 @@ def command(
         if dry_run:
             return run.rehearse(found)
         return run.batch(found, None if opened_up else len(pictures), batch_size, fail_fast)
+
+
+def template_text(name: str) -> str:
+    """The template of a name, or the text itself. Raises UsageError for one without a place for the question."""
+    from omnimamba_cli.data import sequences
+
+    known = {"released": sequences.RELEASED_PROMPT, "training": sequences.TRAINING_PROMPT}
+    text = known.get(name, name)
+    if "{question}" not in text:
+        raise UsageError(
+            f"--template {name!r} is neither {' nor '.join(known)}, and holds no {{question}}",
+            hint=f"--template '{sequences.RELEASED_PROMPT}'",
+        )
+    return text

@@ -327,20 +327,6 @@ def journal_key(record: Record) -> Key:
     return record["image"], record["question"]
 
 
-def template_text(name: str) -> str:
-    """The template of a name, or the text itself. Raises UsageError for one without a place for the question."""
-    from omnimamba_cli.data import sequences
-
-    known = {"released": sequences.RELEASED_PROMPT, "training": sequences.TRAINING_PROMPT}
-    text = known.get(name, name)
-    if "{question}" not in text:
-        raise UsageError(
-            f"--template {name!r} is neither {' nor '.join(known)}, and holds no {{question}}",
-            hint=f"--template '{sequences.RELEASED_PROMPT}'",
-        )
-    return text
-
-
 def read(picture: Picture) -> "Image":
     """A picture decoded, before any model is loaded. Raises InputError by the name the user wrote."""
     from omnimamba_cli.data.reading import load_image
