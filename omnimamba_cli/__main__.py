@@ -1,8 +1,24 @@
-"""`python -m omnimamba_cli` is the command `omnimamba`."""
+"""`python -m omnimamba_cli` and `omnimamba`: the command line, which can be stopped from its first moment on."""
 
+import os
 import sys
 
-from omnimamba_cli.cli.app import main
+from omnimamba_cli.errors import ExitCode
+
+
+def run() -> int:
+    """The command line of this process; returns its exit code."""
+    try:
+        from omnimamba_cli.cli.app import main
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    code = main()
+    pipeline = sys.modules.get("omnimamba_cli.engine.pipeline")
+    if pipeline is not None and pipeline.threads_are_left():
+        # such as one that waits for a pipe: Python would end it while it ends itself, which C++ takes for a crash
+        os._exit(code)  # whatever is printed is flushed at once
+    return code
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -6,14 +6,18 @@ Loads only the subcommand that was asked for; nothing here imports torch.
 import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from omnimamba_cli import __version__
+from omnimamba_cli.cli import settings
 from omnimamba_cli.cli.output import Output, silence_stdout, use_utf8
 from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError
 
@@ -34,12 +38,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenize": ("tokenize", "Turn pictures with captions into training tokens."),
     "train-stage1": ("train_stage1", "Train one task's own parts."),
     "train-stage2": ("train_stage2", "Train both tasks together."),
+    "man": ("man", "Print the manual page."),
 }
 
 ALIASES = {"benchmark": "bench"}  # other words for a command, not listed
 
 EPILOG = """\b
-Environment (an option wins over it):
+Taken anywhere on the line:
+  --config FILE      a file of defaults, not ~/.config/omnimamba/config.toml
+  --no-config        no file of defaults
+
+\b
+Environment (an option wins over it, it wins over the file of defaults):
+  OMNIMAMBA_CONFIG   what --config would say; empty is --no-config
   OMNIMAMBA_MODEL    what --model would say
   OMNIMAMBA_DEVICE   what --device would say
   OMNIMAMBA_DTYPE    what --dtype would say
@@ -53,7 +64,7 @@ Exit codes:
   1  a bug in this program    6    some of the inputs failed
   2  wrong use                130  stopped by Ctrl-C
   3  input or output file     141  the reader of stdout went away
-  4  model or download        143  training stopped by SIGTERM, a snapshot is saved
+  4  model or download        143  ended by SIGTERM
 """
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -96,19 +107,36 @@ def load_command(name: str) -> Callable[..., object] | typer.Typer:
     return command
 
 
-def build(arguments: Sequence[str]) -> typer.Typer:
-    """The application for one command line: the named subcommand whole, the others by name and help line."""
-    app = typer.Typer(
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings=SETTINGS,
-        epilog=EPILOG,
-    )
-    app.callback()(_root)
+def pages(name: str) -> list[tuple[tuple[str, ...], Callable[..., object]]]:
+    """The words of a command and of its subcommands, each with the function that its help is taken from."""
+    loaded = load_command(name)
+    if not isinstance(loaded, typer.Typer):
+        return [((name,), loaded)]
+    group = loaded.registered_callback
+    assert group is not None
+    assert group.callback is not None
+    below = [(name, str(info.name or info.callback.__name__)) for info in loaded.registered_commands if info.callback]
+    functions = [info.callback for info in loaded.registered_commands if info.callback]
+    return [((name,), group.callback), *zip(below, functions, strict=True)]
+
+
+def build(arguments: Sequence[str], config: str | None = "") -> typer.Typer:
+    """The application for one command line: the named subcommand whole, the others by name and help line.
+
+    `config` is the file of defaults ("" is none, None the user's own).
+    """
     # a shell that asks for completions puts the line into the environment: bash the one, zsh and fish the other
     line = f"{os.environ.get('COMP_WORDS', '')} {os.environ.get('_TYPER_COMPLETE_ARGS', '')}"
     words = line.split()[1:] if "_OMNIMAMBA_COMPLETE" in os.environ else arguments
     named = next((word for word in words if not word.startswith("-")), None)
+    context = {**SETTINGS, "default_map": _defaults(named, config)}
+    app = typer.Typer(
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings=context,
+        epilog=EPILOG,
+    )
+    app.callback()(_root)
     for name, (_, summary) in COMMANDS.items():
         loaded = load_command(name) if name == named else None
         if isinstance(loaded, typer.Typer):
@@ -124,17 +152,32 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
+def _defaults(named: str | None, config: str | None) -> dict[str, object]:
+    """The file's defaults for the named command, as the parser takes them."""
+    name = ALIASES.get(named or "", named)
+    if name not in COMMANDS or (found := settings.read(config)) is None:
+        return {}
+    return {str(named): settings.defaults(*found, name, load_command(name), [*COMMANDS])}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    use_utf8()
     # before torch is loaded: threads that wait for each other sleep. Where they spin, on a busy machine each of the
     # thousands of small operations of a picture waits for a time slice
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     out = Output()
     try:
-        result = build(arguments)(arguments or ["--help"], prog_name="omnimamba", standalone_mode=False, obj=out)
+        use_utf8()
+        out = Output()
+        with ending_on_sigterm():
+            arguments, config = settings.take_option(arguments)
+            result = build(arguments, config)(
+                arguments or ["--help"], prog_name="omnimamba", standalone_mode=False, obj=out
+            )
     except KeyboardInterrupt:
+        if argv is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending: a second Ctrl-C would only make it say so
         return ExitCode.INTERRUPTED
     except SystemExit as stop:
         # the parser swaps stdout when the reader of its help has gone, and would exit with 1
@@ -147,6 +190,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         return ExitCode.USAGE
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program the way Ctrl-C does, with temporary files removed; training has a way of its own."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(ExitCode.TERMINATED)
+
+    try:
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # someone has other plans
+            yield
+            return
+        signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread, where no signals arrive
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def report(error: Exception, out: Output) -> int:

@@ -1,19 +1,24 @@
 """`omnimamba caption`: pictures in, words out, each as soon as it is known."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from omnimamba_cli.cli import inputs, models
-from omnimamba_cli.cli.inputs import Picture
+from omnimamba_cli.cli.captioning import Run, journal_key
+from omnimamba_cli.cli.journal import Journal
 from omnimamba_cli.cli.options import (
+    Append,
     BatchSize,
     Color,
+    Deterministic,
     Device,
+    DryRun,
     Dtype,
+    FailFast,
+    Force,
     FromFile,
     Json,
     MaxNewTokens,
@@ -25,6 +30,7 @@ from omnimamba_cli.cli.options import (
     Quiet,
     RepetitionPenalty,
     Seed,
+    SkipExisting,
     Temperature,
     TopK,
     TopP,
@@ -32,16 +38,7 @@ from omnimamba_cli.cli.options import (
     configure,
     given,
 )
-from omnimamba_cli.cli.output import Output
-from omnimamba_cli.errors import ExitCode, InputError, UsageError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from omnimamba_cli.config import SamplingConfig
-    from omnimamba_cli.engine.events import CaptionResult
-    from omnimamba_cli.engine.session import Session
-    from omnimamba_cli.model.quantized import Quantization
+from omnimamba_cli.errors import ExitCode, UsageError
 
 
 def command(
@@ -65,6 +62,22 @@ def command(
     ] = None,
     from_file: FromFile = None,
     nul: NulSeparated = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Look at the pictures in folders, too.")] = False,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch pictures named by http and https addresses.")
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="TEMPLATE",
+            help="A text file for each answer, such as '{dir}/{stem}.txt'; fields are {dir}, {stem}, {name} and {n}.",
+        ),
+    ] = None,
+    append: Append = None,
+    skip_existing: SkipExisting = False,
+    force: Force = False,
     model: Model = None,
     offline: Offline = False,
     device: Device = "auto",
@@ -90,7 +103,9 @@ def command(
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Show a single caption while it is written.")
     ] = True,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first picture that fails.")] = False,
+    fail_fast: FailFast = False,
+    deterministic: Deterministic = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
@@ -101,11 +116,15 @@ def command(
     \b
     omnimamba caption fox.png
     omnimamba caption fox.png "what colour is the background?"
-    omnimamba caption photos/*.jpg --json > captions.jsonl
+    omnimamba caption photos --recursive --append captions.jsonl
     curl -s https://example.org/cat.jpg | omnimamba caption - "what is here?"
 
     The answer is the likeliest one unless --temperature says otherwise. One picture prints the caption
-    alone; several print NAME, a tab, and the caption on one line each.
+    alone; several print NAME, a tab, and the caption on one line each, in order, as they are ready.
+
+    A list's lines are names, or objects with "image" and perhaps "question", "seed" and "output". With
+    --json the fields are schema, image, sha256, question, text, finish_reason (stop, or length for a
+    caption that was cut), tokens, seconds (of the batch), seed and model.
     """
     out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
     settings = given(
@@ -116,13 +135,20 @@ def command(
         repetition_penalty=repetition_penalty,
         max_new_tokens=max_new_tokens,
     )
-    pictures, question = inputs.split_question(arguments or [], prompt)
-    if from_file is not None:
-        inputs.refuse_stdin_twice(from_file == "-", *(p.name == "-" for p in pictures))
-        pictures += [Picture(name) for name in inputs.read_list(from_file, nul)]
-    if not pictures:
+    pictures, question = inputs.split_question(arguments or [], prompt, listed=from_file is not None)
+    inputs.refuse_stdin_twice(from_file == "-", *(p.name == "-" for p in pictures))
+    if not pictures and from_file is None:
         raise UsageError("there is no picture to look at", hint='omnimamba caption fox.png "what is here?"')
-    several = len(pictures) > 1
+    if append is not None and json:
+        raise UsageError("--append writes its JSON lines into the file; --json has nothing to add")
+    if force and skip_existing:
+        raise UsageError("--force and --skip-existing contradict each other")
+    if output is None and skip_existing and from_file is None:
+        raise UsageError("--skip-existing is for answers that go into files", hint="-o '{dir}/{stem}.txt', or --append")
+    opened_up = from_file is not None or any(inputs.means_several(p, recursive) for p in pictures)
+    several = opened_up or len(pictures) > 1
+    if deterministic:
+        models.be_deterministic(out)
     run = Run(
         out,
         question,
@@ -134,121 +160,23 @@ def command(
         quantize,
         names=several if with_filename is None else with_filename,
         template=template and template_text(template),
+        output=output,
+        force=force,
+        skip_existing=skip_existing,
+        steady=deterministic or not (from_file == "-" or allow_urls),
+        alone=not several,
     )
-    if stream and not several and not json:
+    into_files = output is not None or append is not None
+    if stream and not (several or json or dry_run or into_files or inputs.is_url(pictures[0].name)):
         run.stream(pictures[0])
         return ExitCode.DONE
-    return run.batch(pictures, batch_size or 1, fail_fast)
-
-
-@dataclass
-class Run:
-    """One command's settings; the model is opened when the first picture turned out to be one."""
-
-    out: Output
-    question: str | None
-    settings: dict[str, float | int]
-    seed: int | None
-    model: str | None
-    device: str
-    dtype: str
-    quantize: "Quantization | None"
-    names: bool
-    template: str | None
-    _opened: "tuple[Session, SamplingConfig] | None" = None
-
-    def open(self) -> "tuple[Session, SamplingConfig]":
-        """The session and how it samples; draws and reports a seed where one is needed."""
-        if self._opened is None:
-            session = models.open_session(self.out, self.model, self.device, self.dtype, self.quantize, task="mmu")
-            sampling = replace(session.config.caption_sampling, **self.settings)  # type: ignore[arg-type]  # by field
-            if sampling.temperature > 0 and self.seed is None:
-                self.seed = models.new_seed()
-                self.out.note(f"seed {self.seed}")
-            self._opened = session, sampling
-        return self._opened
-
-    def stream(self, picture: Picture) -> None:
-        """One picture, its caption shown piece by piece."""
-        image = read(picture)
-        session, sampling = self.open()
-        if self.names:
-            self.out.piece(f"{picture.name}\t")
-        reason = None
-        for event in session.stream_caption(
-            image, self.question, sampling=sampling, seed=self.seed, template=self.template
-        ):
-            text = folded(event.text) if self.names else event.text
-            if text:
-                self.out.piece(text)
-            reason = event.finish_reason
-        self.out.line("")
-        if reason == "length":
-            self.out.detail(f"the caption ends after {sampling.max_new_tokens} tokens (--max-new-tokens)")
-
-    def batch(self, pictures: Sequence[Picture], batch_size: int, fail_fast: bool) -> int:
-        """Many pictures, a result a line; a bad one is reported and passed over."""
-        failed = 0
-        remaining = iter(enumerate(pictures))
-        with self.out.progress("looking", total=len(pictures)) as bar:
-            while chunk := list(islice(remaining, batch_size)):
-                good: list[tuple[int, Picture, Image]] = []
-                for index, picture in chunk:
-                    try:
-                        good.append((index, picture, read(picture)))
-                    except InputError as error:
-                        if len(pictures) == 1:
-                            raise
-                        failed += 1
-                        self.out.error(error.message, error.hint)
-                        if fail_fast:
-                            break
-                for _, picture, result, seed in self.answers(good):
-                    self.show(picture, result, seed)
-                if failed and fail_fast:
-                    break
-                bar.advance(len(chunk))
-        if failed:
-            self.out.note(f"{failed} of {len(pictures)} pictures failed")
-        return ExitCode.SOME_FAILED if failed else ExitCode.DONE
-
-    def answers(
-        self, good: "list[tuple[int, Picture, Image]]"
-    ) -> "Iterator[tuple[int, Picture, CaptionResult, int | None]]":
-        """The captions of one batch; picture i of the run draws with seed + i whatever came before it."""
-        while good:
-            session, sampling = self.open()
-            # the engine counts seeds from a batch's first row: split where a bad picture left a gap
-            run = 1
-            while run < len(good) and good[run][0] == good[0][0] + run:
-                run += 1
-            part, good = good[:run], good[run:]
-            seed = None if self.seed is None else self.seed + part[0][0]
-            questions = [self.question] * len(part)
-            images = [image for *_, image in part]
-            results = session.captions(images, questions, sampling=sampling, seed=seed, template=self.template)
-            for row, ((index, picture, _), result) in enumerate(zip(part, results, strict=True)):
-                yield index, picture, result, None if seed is None else seed + row
-
-    def show(self, picture: Picture, result: "CaptionResult", seed: int | None) -> None:
-        """One result, as a JSON line or as text."""
-        if not self.out.json:
-            name = f"{picture.name}\t" if self.names else ""
-            self.out.line(name + (folded(result.text) if self.names else result.text))
-            return
-        session, sampling = self.open()
-        self.out.record(
-            {
-                "image": picture.name,
-                "question": self.question or session.config.default_question,
-                "caption": result.text,
-                "finish_reason": result.finish_reason,
-                "tokens": result.tokens,
-                "seconds": round(result.seconds, 3),
-                "seed": seed if sampling.temperature > 0 else None,
-                "model": session.config.name,
-            }
-        )
+    found = inputs.expanded(pictures, from_file, nul=nul, recursive=recursive, allow_urls=allow_urls)
+    with ExitStack() as stack:
+        if append is not None:
+            run.journal = stack.enter_context(Journal(Path(append), journal_key))
+        if dry_run:
+            return run.rehearse(found)
+        return run.batch(found, None if opened_up else len(pictures), batch_size, fail_fast)
 
 
 def template_text(name: str) -> str:
@@ -263,15 +191,3 @@ def template_text(name: str) -> str:
             hint=f"--template '{sequences.RELEASED_PROMPT}'",
         )
     return text
-
-
-def read(picture: Picture) -> "Image":
-    """A picture decoded, before any model is loaded. Raises InputError by the name the user wrote."""
-    from omnimamba_cli.data.images import load_image
-
-    return load_image(picture.source(), name=picture.name)
-
-
-def folded(text: str) -> str:
-    """On one line: line ends and tabs become spaces."""
-    return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ").replace("\t", " ")

@@ -60,7 +60,7 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
             raise ConfigError(f"{path}: {ctx.info_name} has no option {key!r}", hint=hint)
         field = options[name].name
         values[field] = _checked(value, hints[field].annotation, f"{path}: {key}")
-    ctx.default_map = values
+    ctx.default_map = {**(ctx.default_map or {}), **values}
     return path
 
 

@@ -35,7 +35,8 @@ def command(
     """Make a model directory from published checkpoint files.
 
     \b
-    omnimamba convert OmniMamba-1.3b.pth vq_ds16_t2i.pt dinov2.safetensors siglip.safetensors tokenizer.json my-model
+    omnimamba convert OmniMamba-1.3b.pth vq_ds16_t2i.pt dinov2.safetensors \\
+        siglip.safetensors tokenizer.json my-model
     omnimamba convert OmniMamba-1.3b.pth my-model --dtype bf16
     omnimamba convert mamba2-1.3b/pytorch_model.bin base-for-training
 

@@ -85,7 +85,8 @@ def check(
     \b
     omnimamba data check talks.json --image-root images/
     omnimamba data check codes.jsonl photos/ 'shards/{000..099}.tar' --json
-    omnimamba data check talks.json --preset 1.3b --tokenizer tokenizer.json --all --speed 1,2
+    omnimamba data check talks.json --preset 1.3b --tokenizer tokenizer.json \\
+        --all --speed 1,2
 
     Every sample is read and every picture's head; of the pictures some (or --all) are decoded. Exit code 0: nothing is
     wrong; 6: training would skip some samples; 3: it would refuse the data.
@@ -219,7 +220,8 @@ def index(
 
     \b
     omnimamba data index 'https://host/{000..099}.tar' -o all.shards.jsonl
-    omnimamba data index 'pipe:aws s3 cp s3://bucket/{00..31}.tar -' -o all.shards.jsonl
+    omnimamba data index 'pipe:aws s3 cp s3://bucket/{00..31}.tar -' \\
+        -o all.shards.jsonl
     omnimamba train-stage1 --task mmu --data all.shards.jsonl ...
     """
     out = options.configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)

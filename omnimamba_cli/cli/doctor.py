@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from omnimamba_cli import __version__
+from omnimamba_cli.cli import settings
 from omnimamba_cli.cli.options import Color, Json, Quiet, Verbose, configure
 from omnimamba_cli.cli.output import Output
 
@@ -42,6 +43,7 @@ def command(
         "devices": devices(),
         "kernels": kernels(),
         "models": models(),
+        "config": config(),
         "environment": {
             f"OMNIMAMBA_{v}": os.environ[f"OMNIMAMBA_{v}"] for v in VARIABLES if f"OMNIMAMBA_{v}" in os.environ
         },
@@ -50,6 +52,12 @@ def command(
         out.record(facts)
     else:
         show(out, facts)
+
+
+def config() -> str | None:
+    """The file of defaults that commands read without --config, None where there is none."""
+    found = settings.read(None)
+    return None if found is None else str(found[0])
 
 
 def packages() -> dict[str, str | None]:
@@ -120,6 +128,7 @@ def show(out: Output, facts: Facts) -> None:
         out.line(f"  {m['name']:16} {m['bytes'] / 1e6:.1f} MB  {m['directory']}")
     if not facts["models"]:
         out.line("  none installed")
+    out.line(f"\ndefaults\n  {facts['config'] or 'no file: ' + str(settings.default_path())}")
     if facts["environment"]:
         out.line("\nenvironment")
     for name, value in facts["environment"].items():

@@ -52,14 +52,14 @@ def command(
     \b
     omnimamba eval picturebook --data data/eval
     omnimamba eval picturebook --data data/eval -m my-model --limit 100 --json
-    omnimamba eval picturebook --data data/eval --draw 64 --sheet drawn.png --failures wrong.png
+    omnimamba eval picturebook --data data/eval --draw 64 --sheet drawn.png
 
     An answer is right when it is one of the set's, apart from case, articles, punctuation and numbers as words.
     Drawings are judged by asking the model itself what it drew (cycle accuracy), not by anybody outside.
     The set is made by:
 
     \b
-    python examples/picturebook/make.py data/picturebook eval --n 300 --out data/eval
+    python examples/picturebook/make.py data/picturebook eval --out data/eval
     """
     out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
     folder = Path(data)

@@ -1,20 +1,25 @@
 """`omnimamba generate`: words in, picture files out, each written as soon as it is drawn."""
 
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from omnimamba_cli import __version__
 from omnimamba_cli.cli import inputs, models, targets
+from omnimamba_cli.cli.drawing import Run, journal_key
+from omnimamba_cli.cli.journal import Journal
 from omnimamba_cli.cli.options import (
+    Append,
     BatchSize,
     Candidates,
     Color,
+    Deterministic,
     Device,
+    DryRun,
     Dtype,
+    FailFast,
     Force,
     FormatChoice,
     FromFile,
@@ -28,6 +33,7 @@ from omnimamba_cli.cli.options import (
     Quiet,
     RepetitionPenalty,
     Seed,
+    SkipExisting,
     Temperature,
     TopK,
     TopP,
@@ -35,13 +41,7 @@ from omnimamba_cli.cli.options import (
     configure,
     given,
 )
-from omnimamba_cli.cli.output import Output
-from omnimamba_cli.cli.targets import Target
 from omnimamba_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from omnimamba_cli.engine.events import ImageEvent
-    from omnimamba_cli.engine.session import Session
 
 
 def command(
@@ -64,7 +64,9 @@ def command(
     from_file: FromFile = None,
     nul: NulSeparated = False,
     force: Force = False,
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out pictures that exist.")] = False,
+    skip_existing: SkipExisting = False,
+    append: Append = None,
+    fail_fast: FailFast = False,
     format_choice: Annotated[
         FormatChoice | None, typer.Option("--format", help="Where the file's name does not tell: png.")
     ] = None,
@@ -84,21 +86,26 @@ def command(
     guidance: Guidance = None,
     candidates: Candidates = None,
     batch_size: BatchSize = None,
+    deterministic: Deterministic = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
     color: Color = "auto",
-) -> None:
+) -> int:
     """Draw pictures from words.
 
     \b
     omnimamba generate "a red fox" -o fox.png
-    omnimamba generate "a red fox" -n 4 --seed 7 -o fox.png      # fox-1.png to fox-4.png
+    omnimamba generate "a red fox" -n 4 --seed 7 -o fox.png   # to fox-4.png
     omnimamba generate - -o 'out/{prompt-slug}-{seed}.png' < prompts.txt
     omnimamba generate "a red fox" -o - | omnimamba caption - "what is here?"
 
     Prints the path of each. Picture i uses seed + i, whatever the batch size. Sampling is the model's own
     unless an option says otherwise. An existing file is kept unless --force is given.
+
+    A list's lines are prompts, or objects with "prompt" and perhaps "seed" and "output". With --json the
+    fields are schema, path, prompt, seed, width, height, seconds (of the batch), model, run_seed and format.
     """
     out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
     settings = given(
@@ -114,103 +121,27 @@ def command(
         raise UsageError("--json and -o - both want stdout", hint="give a file: -o fox.png")
     if force and skip_existing:
         raise UsageError("--force and --skip-existing contradict each other")
-    prompts = inputs.prompts(prompt, from_file, nul)
-    drawn_seed = models.new_seed() if seed is None else seed
-    planned = targets.plan(prompts, count, drawn_seed, output, format_choice)
-    wanted = ready(out, planned, force, skip_existing)
-    if not wanted:
-        return
-    session = models.open_session(out, model, device, dtype, quantize, task="t2i")
-    if seed is None:
-        out.note(f"seed {drawn_seed}")
-    for text in dict.fromkeys(prompts):
-        if session.prompt_was_cut(text):
-            most = session.config.caption_tokens
-            out.note(f"prompt {shortened(text)!r} is longer than the {most} tokens {session.config.name} reads; cut")
-    with out.progress("drawing", total=len(wanted)) as bar:
-        for target, event in draw(session, wanted, settings, batch_size):
-            save(out, session, target, event, force, metadata)
-            bar.advance()
-
-
-def ready(out: Output, planned: Sequence[Target], force: bool, skip_existing: bool) -> list[Target]:
-    """The targets to draw, each known to be writable. Raises InputError before a model is loaded."""
-    wanted: list[Target] = []
-    seen: set[str] = set()
-    for target in planned:
-        if target.path is None:
-            out.refuse_terminal()
-            return [target]
-        if skip_existing and target.path.is_file():
-            out.note(f"{target.path}: exists, skipped")
-            continue
-        if str(target.path) in seen:
-            raise UsageError(f"{target.path} would be written twice", hint="put {n} into --output")
-        seen.add(str(target.path))
-        targets.check(target.path, force)
-        wanted.append(target)
-    return wanted
-
-
-def draw(
-    session: "Session", wanted: Sequence[Target], settings: dict[str, float | int], batch_size: int | None
-) -> "Iterator[tuple[Target, ImageEvent]]":
-    """The wanted pictures in order; those that were skipped leave gaps in the seeds."""
-    sampling = replace(session.config.image_sampling, **settings) if settings else None  # type: ignore[arg-type]
-    start = 0
-    while start < len(wanted):
-        end = start + 1
-        while end < len(wanted) and wanted[end].seed == wanted[start].seed + end - start:
-            end += 1
-        run = wanted[start:end]
-        events = session.stream_generate(
-            [t.prompt for t in run], seed=run[0].seed, sampling=sampling, batch_size=batch_size
-        )
-        yield from ((run[event.index], event) for event in events)
-        start = end
-
-
-def save(out: Output, session: "Session", target: Target, event: "ImageEvent", force: bool, metadata: bool) -> None:
-    """Writes one picture and says where."""
-    data = encode(target, event, session.config.name if metadata else None)
-    if target.path is None:
-        out.binary(data)
-        return
-    targets.write_whole(target.path, data, force)
-    out.detail(f"{target.path}: {event.seconds:.1f} s")
-    if not out.json:
-        out.line(str(target.path))
-        return
-    out.record(
-        {
-            "path": str(target.path),
-            "prompt": target.prompt,
-            "seed": target.seed,
-            "width": event.image.width,
-            "height": event.image.height,
-            "seconds": round(event.seconds, 3),
-            "model": session.config.name,
-        }
-    )
-
-
-def encode(target: Target, event: "ImageEvent", model: str | None) -> bytes:
-    """The bytes of a picture file; a PNG says how it was made when `model` is given."""
-    from PIL.PngImagePlugin import PngInfo
-
-    buffer = io.BytesIO()
-    if target.format != "png":
-        event.image.save(buffer, target.format, quality=95)
-        return buffer.getvalue()
-    info = PngInfo()
-    if model is not None:
-        fields = {"prompt": target.prompt, "seed": str(target.seed), "model": model, "version": __version__}
-        for key, value in fields.items():
-            info.add_itxt(key, value)
-    event.image.save(buffer, "png", pnginfo=info)
-    return buffer.getvalue()
-
-
-def shortened(text: str) -> str:
-    """At most forty characters of a text, for a remark."""
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    if append is not None and (json or output == "-"):
+        raise UsageError("--append writes JSON lines about files; --json and -o - do not go with it")
+    listed = prompt == "-" or from_file is not None
+    wishes = inputs.wishes(prompt, from_file, nul)
+    if deterministic:
+        models.be_deterministic(out)
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(Path(append), journal_key)) if append is not None else None
+        # a run that goes on has the seeds that it had
+        before = journal.last if journal is not None and journal.last is not None else {}
+        drawn_seed = before.get("run_seed", models.new_seed()) if seed is None else seed
+        planned = targets.plan(wishes, count, drawn_seed, output, format_choice)
+        run = Run(out, drawn_seed, force, skip_existing, metadata, fail_fast, listed, journal)
+        ready = run.ready(planned)
+        if dry_run:
+            return run.rehearse(ready)
+        ready = run.before_any_work(ready)
+        if (first := next(ready, None)) is not None:
+            session = models.open_session(out, model, device, dtype, quantize, task="t2i")
+            if seed is None:
+                out.note(f"seed {drawn_seed}")
+            steady = deterministic or "-" not in (prompt, from_file)
+            run.keep_all(session, chain([first], ready), settings, batch_size, steady)
+        return run.sum_up()

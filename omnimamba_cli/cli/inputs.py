@@ -1,62 +1,106 @@
-"""What the user named: pictures, questions, prompts, lists of them, and "-" for stdin.
+"""What the user named: pictures, questions, prompts, folders, lists of them, and "-" for stdin.
 
-Stdin is read only where "-" was written. Checks that something is there; does not decode it.
+Stdin is read only where "-" was written. Names are given one at a time, as they come; what is behind them is not read
+here but by who works on it. What cannot be used is given as an InputError in its place, so that the rest goes on.
 """
 
+import glob
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omnimamba_cli.cli.lists import entries, fields_of, integer, text_of
 from omnimamba_cli.errors import InputError, UsageError
 
 IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .avif .heic .heif .ico .jp2 .tga .svg".split()
 )
+MOST_BYTES = 1 << 30  # of one picture file; also ends the reading of what has no end, such as /dev/zero
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to look at: `name` as the user wrote it, "-" for stdin."""
+    """One picture to look at: `name` as the user wrote it, "-" for stdin; the rest is of a JSON line's own."""
 
     name: str
+    question: str | None = None
+    seed: int | None = None
+    output: str | None = None
+    from_web: bool = False  # its name is an address that may be fetched
 
     def source(self) -> Path | bytes:
-        """The path, or stdin's bytes. Raises InputError for what is not there."""
+        """The path, or the bytes of stdin or of a web address. Raises InputError for what is not there."""
         if self.name == "-":
-            data = sys.stdin.buffer.read()
+            data = sys.stdin.buffer.read(MOST_BYTES + 1) if sys.stdin is not None else b""  # <&-
             if not data:
                 raise InputError("-: stdin is empty; it should hold a picture")
             return data
+        if self.from_web:
+            from omnimamba_cli.engine.web_pictures import fetch
+
+            return fetch(self.name)
         if "\0" in self.name or not os.path.lexists(self.name):
             raise InputError(f"{self.name}: no such file")
         if os.path.isdir(self.name):
-            raise InputError(f"{self.name}: is a folder", hint=f"name its pictures: {self.name.rstrip('/')}/*")
+            hint = f"--recursive takes the pictures in it, or name them: {self.name.rstrip('/')}/*"
+            raise InputError(f"{self.name}: is a folder", hint=hint)
         if not os.path.exists(self.name):
             raise InputError(f"{self.name}: is a link to a file that is gone")
         return Path(self.name)
 
+    def data(self) -> bytes:
+        """All bytes of the file, of stdin or of a web address. Raises InputError, by name."""
+        source = self.source()
+        try:
+            if isinstance(source, bytes):
+                data = source
+            else:
+                with source.open("rb") as file:
+                    data = file.read(MOST_BYTES + 1)
+        except OSError as error:
+            raise InputError(f"{self.name}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+        if len(data) > MOST_BYTES:
+            raise InputError(f"{self.name}: is larger than the {MOST_BYTES >> 20:,} MiB that are read")
+        return data
 
-def split_question(arguments: Sequence[str], prompt: str | None) -> tuple[list[Picture], str | None]:
+
+def split_question(
+    arguments: Sequence[str], prompt: str | None, *, listed: bool = False
+) -> tuple[list[Picture], str | None]:
     """`IMAGE... [QUESTION]` told apart.
 
-    With a prompt option every argument is a picture. Else the last of two or more is the question, unless
-    it is "-", names an existing file, or ends like one ("b.png" is then a file that is missing).
+    With a prompt option every argument is a picture. Else the last of two or more (with a list of pictures beside
+    them, of one or more) is the question, unless it is "-", names an existing file, or ends like one ("b.png" is then a
+    file that is missing).
     """
     names = list(arguments)
     refuse_stdin_twice(*(n == "-" for n in names))
     if prompt is not None:
         return [Picture(n) for n in names], clean_text(prompt)
-    if len(names) < 2 or _means_file(names[-1]):
+    if len(names) < (1 if listed else 2) or _means_file(names[-1]):
         return [Picture(n) for n in names], None
     return [Picture(n) for n in names[:-1]], clean_text(names[-1])
 
 
+def means_several(picture: Picture, recursive: bool) -> bool:
+    """Whether a name stands for many pictures: a folder, or a pattern that the shell was kept from opening up."""
+    name = picture.name
+    if "\0" in name or is_url(name):
+        return False
+    return (recursive and os.path.isdir(name)) or (glob.has_magic(name) and not os.path.lexists(name))
+
+
 def _means_file(text: str) -> bool:
-    if text == "-" or os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES:
+    if text == "-" or is_url(text) or os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES:
         return True
     return "\0" not in text and os.path.exists(text) and not os.path.isdir(text)
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a web address and no file."""
+    return name.lower().startswith(("http://", "https://")) and not os.path.lexists(name)
 
 
 def clean_text(text: str) -> str:
@@ -64,17 +108,96 @@ def clean_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def expanded(
+    pictures: Sequence[Picture], from_file: str | None, *, nul: bool, recursive: bool, allow_urls: bool
+) -> Iterator[Picture | InputError]:
+    """The named pictures, then those of a list: folders and patterns opened up, web addresses allowed or refused.
+
+    Raises InputError at once where the list itself is not there.
+    """
+    listed = _listed(from_file, nul) if from_file is not None else iter(())
+
+    def found() -> Iterator[Picture | InputError]:
+        for given in (iter(pictures), listed):
+            for picture in given:
+                if isinstance(picture, InputError):
+                    yield picture
+                else:
+                    yield from _files(picture, recursive=recursive, allow_urls=allow_urls)
+
+    return found()
+
+
+def _listed(name: str, nul: bool) -> Iterator[Picture | InputError]:
+    lines = entries(name, nul)
+
+    def found() -> Iterator[Picture | InputError]:
+        for where, line in lines:
+            try:
+                fields = None if nul else fields_of(line, where)
+                if fields is None:
+                    yield Picture(line)
+                    continue
+                image = text_of(fields, "image", where)
+                if not image:
+                    raise InputError(f'{where}: has no "image"', hint='{"image": "fox.png", "question": "how many?"}')
+                question = text_of(fields, "question", where) or text_of(fields, "prompt", where)
+                yield Picture(
+                    image,
+                    None if question is None else clean_text(question),
+                    integer(fields, "seed", where),
+                    text_of(fields, "output", where),
+                )
+            except InputError as error:
+                yield error
+
+    return found()
+
+
+def _files(picture: Picture, *, recursive: bool, allow_urls: bool) -> Iterator[Picture | InputError]:
+    """The picture itself; the pictures in a folder, or those that a quoted pattern names."""
+    name = picture.name
+
+    def each(names: Iterator[str]) -> Iterator[Picture]:
+        for one in names:
+            yield Picture(one, picture.question, picture.seed, picture.output)
+
+    if is_url(name):
+        if allow_urls:
+            yield Picture(name, picture.question, picture.seed, picture.output, from_web=True)
+        else:
+            yield InputError(
+                f"{name}: a web address is not fetched", hint="--allow-urls, or curl ... | omnimamba ... -"
+            )
+        return
+    if "\0" not in name and os.path.isdir(name) and recursive:
+        count = 0
+        for count, one in enumerate(each(_walk(name)), 1):  # noqa: B007  # the count is looked at afterwards
+            yield one
+        if not count:
+            yield InputError(f"{name}: holds no picture", hint="known by their suffix: .png, .jpg, .webp, ...")
+        return
+    if glob.has_magic(name) and "\0" not in name and not os.path.lexists(name):
+        if matching := sorted(glob.glob(name, recursive=True)):
+            yield from each(iter(matching))
+            return
+        yield InputError(f"{name}: no such file, and no file of this pattern")
+        return
+    yield picture
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Pictures below a folder by their suffix, sorted within each; hidden ones and linked folders are left out."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield os.path.join(parent, name)
+
+
 def read_list(name: str, nul: bool = False) -> list[str]:
-    """The entries of a list file, or of stdin for "-": one a line, blank lines left out, or NUL-separated."""
-    if name == "-":
-        data = sys.stdin.buffer.read()
-    else:
-        try:
-            data = Path(name).read_bytes()
-        except OSError as error:
-            raise InputError(f"{name}: {(error.strerror or 'cannot be read').lower()}") from None
-    entries = os.fsdecode(data).split("\0") if nul else os.fsdecode(data).splitlines()
-    return [e for e in entries if e.strip()]
+    """All entries of a list file, or of stdin for "-": one a line, blank lines left out, or NUL-separated."""
+    return [entry for _, entry in entries(name, nul)]
 
 
 def refuse_stdin_twice(*uses: bool) -> None:
@@ -83,19 +206,61 @@ def refuse_stdin_twice(*uses: bool) -> None:
         raise UsageError("stdin is asked for twice", hint="write - once")
 
 
-def prompts(argument: str | None, from_file: str | None, nul: bool) -> list[str]:
-    """The prompts to draw: the argument ("-" reads stdin, one a line), then those of --from."""
+@dataclass(frozen=True)
+class Wish:
+    """One prompt to draw; seed and file where its JSON line has them."""
+
+    prompt: str
+    seed: int | None = None
+    output: str | None = None
+
+
+def wishes(argument: str | None, from_file: str | None, nul: bool) -> Iterator[Wish | InputError]:
+    """The prompts to draw: the argument ("-" reads stdin, one a line), then those of --from, as they come.
+
+    Raises UsageError where nothing was named, InputError at once where a list is not there.
+    """
     refuse_stdin_twice(argument == "-", from_file == "-")
-    found: list[str] = []
-    if argument == "-":
-        found += read_list("-", nul)
-    elif argument is not None:
-        found.append(argument)
-    if from_file is not None:
-        found += read_list(from_file, nul)
-    if not found:
-        where = "stdin" if "-" in (argument, from_file) else from_file
-        if where is None:
-            raise UsageError("there is nothing to draw", hint='omnimamba generate "a red fox"')
-        raise InputError(f"{where}: holds no prompt; write one a line")
-    return [clean_text(p) for p in found]
+    if argument is None and from_file is None:
+        raise UsageError("there is nothing to draw", hint='omnimamba generate "a red fox"')
+    named = [Wish(clean_text(argument))] if argument not in (None, "-") else []
+    names = [name for name in ("-" if argument == "-" else None, from_file) if name is not None]
+    lists = [(name, entries(name, nul)) for name in names]
+
+    def found() -> Iterator[Wish | InputError]:
+        yield from named
+        for name, lines in lists:
+            empty = True
+            for where, line in lines:
+                empty = False
+                yield _wish(line, where, nul)
+            if empty and not named:
+                where = "stdin" if name == "-" else name
+                yield InputError(f"{where}: holds no prompt; write one a line")
+
+    return found()
+
+
+def prompts(argument: str | None, from_file: str | None, nul: bool) -> list[str]:
+    """All prompts at once. Raises InputError for the first that is none."""
+    found = []
+    for wish in wishes(argument, from_file, nul):
+        if isinstance(wish, InputError):
+            raise wish
+        found.append(wish.prompt)
+    return found
+
+
+def _wish(line: str, where: str, nul: bool) -> Wish | InputError:
+    try:
+        fields = None if nul else fields_of(line, where)
+        if fields is None:
+            return Wish(clean_text(line))
+        prompt = text_of(fields, "prompt", where)
+        if prompt is None:
+            raise InputError(
+                f'{where}: has no "prompt"', hint='{"prompt": "a red fox", "seed": 7, "output": "fox.png"}'
+            )
+        return Wish(clean_text(prompt), integer(fields, "seed", where), text_of(fields, "output", where))
+    except InputError as error:
+        return error

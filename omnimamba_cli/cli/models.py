@@ -50,3 +50,11 @@ def _describe(out: Output, session: "Session") -> None:
 def new_seed() -> int:
     """A seed for a run that was given none."""
     return secrets.randbits(31)
+
+
+def be_deterministic(out: Output) -> None:
+    """From here on the same input gives the same bits on the same machine."""
+    from omnimamba_cli.engine.runtime import make_deterministic
+
+    make_deterministic()
+    out.detail("deterministic: batches are filled before they run, and on a GPU only kernels that repeat are used")

@@ -85,9 +85,25 @@ Candidates = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 FromFile = Annotated[
     str | None,
-    typer.Option("--from", metavar="FILE", help="Read more inputs from FILE, one a line; - is stdin."),
+    typer.Option(
+        "--from", metavar="FILE", help="Read more inputs from FILE, one a line, names or JSON objects; - is stdin."
+    ),
 ]
 NulSeparated = Annotated[bool, typer.Option("-0", help="Inputs in --from end with NUL, not with a line end.")]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Leave out what is written already.")]
+Append = Annotated[
+    str | None,
+    typer.Option(
+        "--append",
+        metavar="FILE.jsonl",
+        help="Write JSON lines to the end of FILE, and leave out what it holds: the same command goes on.",
+    ),
+]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be read and written.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="The same bits again on the same machine; slower on a GPU.")
+]
 
 # on every command
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]

@@ -21,7 +21,15 @@ ColorChoice = Literal["auto", "always", "never"]
 
 
 def use_utf8() -> None:
-    """Makes both streams UTF-8 whatever the locale; undecodable file names pass through unchanged."""
+    """Makes both streams UTF-8 whatever the locale; undecodable file names pass through unchanged.
+
+    Raises InputError for a stdout that was closed before the program began (`>&-`): its results would have no place.
+    """
+    if sys.stderr is None:  # 2>&-: nobody wants to hear anything
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as long as the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # likewise
+        raise InputError("stdout is closed, so results have no place", hint="> /dev/null throws them away")
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -81,11 +89,7 @@ class Output:
 
     def record(self, fields: Mapping[str, object]) -> None:
         """One result as a JSON line with the schema number."""
-        data = {"schema": SCHEMA, **fields}
-        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-        if any("\ud800" <= c <= "\udfff" for c in text):  # an undecodable file name: keep the line valid UTF-8
-            text = json.dumps(data, separators=(",", ":"))
-        self.line(text)
+        self.line(json_line(fields))
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Aligned columns: the first to the left, the rest (numbers) to the right."""
@@ -177,6 +181,18 @@ class Output:
         except BrokenPipeError:
             silence_stdout()
             raise SystemExit(ExitCode.CLOSED_PIPE) from None
+        except OSError as error:  # a full disk
+            silence_stdout()
+            raise OSError(error.errno, error.strerror, "stdout") from None
+
+
+def json_line(fields: Mapping[str, object]) -> str:
+    """A JSON object with the schema number on one line, without its end."""
+    data = {"schema": SCHEMA, **fields}
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    if any("\ud800" <= c <= "\udfff" for c in text):  # an undecodable file name: keep the line valid UTF-8
+        text = json.dumps(data, separators=(",", ":"))
+    return text
 
 
 def silence_stdout() -> None:

@@ -9,16 +9,17 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import get_args
 
+from omnimamba_cli.cli.inputs import Wish
 from omnimamba_cli.cli.options import FormatChoice
 from omnimamba_cli.errors import InputError, UsageError
 
 FORMATS: dict[str, FormatChoice] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-FIELDS = ("prompt-slug", "stem", "seed", "n")  # stem is prompt-slug by a shorter name
 LONGEST_NAME = 255  # bytes, on the file systems in use
 # a file system without hard links says one of these
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EXDEV}
@@ -42,27 +43,65 @@ def slug(prompt: str) -> str:
 
 
 def plan(
-    prompts: Sequence[str], count: int, seed: int, output: str | None, format_choice: FormatChoice | None
-) -> list[Target]:
-    """Every picture of a run with its seed (the first's plus its index) and its path, in order.
+    prompts: Iterable[str | Wish | InputError],
+    count: int,
+    seed: int,
+    output: str | None,
+    format_choice: FormatChoice | None,
+) -> Iterator[Target | InputError]:
+    """Every picture of a run with its seed (the first's plus its index, or its own) and its path, in order, as they
+    come; what cannot be drawn or named is an InputError in its place.
 
-    Raises UsageError for a template, suffix or number of pictures that cannot be.
+    Raises UsageError at once for a template, suffix or number of pictures that cannot be.
     """
-    wanted = [p for p in prompts for _ in range(count)]
+    coming = (Wish(p) if isinstance(p, str) else p for p in prompts)
+    first = list(islice(coming, 2))
+    several = count > 1 or len(first) > 1
     if output == "-":
-        if len(wanted) > 1:
-            raise UsageError(f"-o - takes one picture, here are {len(wanted)}", hint="give a folder: -o pictures/")
-        return [Target(wanted[0], seed, None, format_choice or "png")]
+        if several:
+            raise UsageError("-o - takes one picture, here are more", hint="give a folder: -o pictures/")
+        wish = first[0] if first else InputError("there is nothing to draw")
+        if isinstance(wish, InputError):
+            return iter([wish])
+        return iter([Target(wish.prompt, seed if wish.seed is None else wish.seed, None, format_choice or "png")])
     template = _template(output, format_choice)
-    if len(wanted) > 1 and not re.search(r"\{(n|seed)\}", template):
-        head, dot, suffix = template.rpartition(".") if Path(template).suffix else (template, "", "")
-        template = f"{head}-{{n}}{dot}{suffix}"
-    targets = []
-    for i, prompt in enumerate(wanted):
-        values = {"prompt-slug": slug(prompt), "stem": slug(prompt), "seed": str(seed + i), "n": str(i + 1)}
-        path = Path(_fill(template, values))
-        targets.append(Target(prompt, seed + i, path, _format_of(path, format_choice)))
-    return targets
+    if several:
+        template = _numbered(template)
+    _named(Wish("a"), template, seed, 0, format_choice)  # before any work: fields and format
+    return _each(chain(first, coming), count, seed, template, format_choice)
+
+
+def _each(
+    wishes: Iterable[Wish | InputError], count: int, seed: int, template: str, format_choice: FormatChoice | None
+) -> Iterator[Target | InputError]:
+    for number, wish in enumerate(wishes):
+        if isinstance(wish, InputError):
+            yield wish
+            continue
+        own = wish.output if count == 1 or wish.output is None else _numbered(wish.output)
+        for copy in range(count):
+            index = number * count + copy
+            at = seed + index if wish.seed is None else wish.seed + copy
+            n = index if wish.output is None else copy
+            try:
+                yield _named(wish, own or template, at, n, format_choice)
+            except UsageError as error:  # of its own output alone: the template was tried before
+                yield InputError(error.message, hint=error.hint)
+
+
+def _numbered(template: str) -> str:
+    if re.search(r"\{(n|seed)\}", template):
+        return template
+    head, dot, suffix = template.rpartition(".") if Path(template).suffix else (template, "", "")
+    return f"{head}-{{n}}{dot}{suffix}"
+
+
+def _named(wish: Wish, template: str, seed: int, index: int, format_choice: FormatChoice | None) -> Target:
+    short = slug(wish.prompt)
+    # stem is prompt-slug by a shorter name
+    values = {"prompt-slug": short, "stem": short, "seed": str(seed), "n": str(index + 1)}
+    path = Path(fill(template, values))
+    return Target(wish.prompt, seed, path, _format_of(path, format_choice))
 
 
 def _template(output: str | None, format_choice: FormatChoice | None) -> str:
@@ -76,13 +115,15 @@ def _template(output: str | None, format_choice: FormatChoice | None) -> str:
     return output
 
 
-def _fill(template: str, values: dict[str, str]) -> str:
+def fill(template: str, values: dict[str, str]) -> str:
+    """A name with its {fields} filled in. Raises UsageError for a field that there is not."""
+
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in values:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
+            near = difflib.get_close_matches(name, values, n=1)
             raise UsageError(
-                f"--output has no field {{{name}}}; fields are {', '.join(f'{{{f}}}' for f in FIELDS)}",
+                f"--output has no field {{{name}}}; fields are {', '.join(f'{{{f}}}' for f in values)}",
                 hint=f"did you mean {{{near[0]}}}?" if near else None,
             )
         return values[name]

@@ -49,10 +49,13 @@ def command(
     """Turn pictures with captions into training tokens; an interrupted run continues where it stopped.
 
     \b
-    omnimamba tokenize --data captions.jsonl --image-root images/ --vq vq/ -o codes.jsonl
-    omnimamba tokenize --data photos/ --vq vq/vq.safetensors --device cuda -o codes.jsonl --force
-    omnimamba tokenize --data 'shards/{000..099}.tar' --vq vq/ -o codes.jsonl --shard 1/4
-    torchrun --nproc-per-node 8 -m omnimamba_cli tokenize --data captions.csv --vq vq/ -o codes.jsonl
+    omnimamba tokenize --data captions.jsonl --vq vq/ -o codes.jsonl
+    omnimamba tokenize --data photos/ --image-root images/ \\
+        --vq vq/vq.safetensors --device cuda -o codes.jsonl --force
+    omnimamba tokenize --data 'shards/{000..099}.tar' --vq vq/ \\
+        -o codes.jsonl --shard 1/4
+    torchrun --nproc-per-node 8 -m omnimamba_cli tokenize \\
+        --data captions.csv --vq vq/ -o codes.jsonl
     """
     out = options.configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
     from omnimamba_cli.engine.encoding import TokenizeSettings, Tokenizing

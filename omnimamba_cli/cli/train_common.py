@@ -40,6 +40,8 @@ TokenizerFile = Annotated[
 TrainSeed = Annotated[int, typer.Option("--seed", envvar="OMNIMAMBA_SEED", min=0, help="Of weights, data, dropout.")]
 Paper = "default: the paper's, see above."
 
+STOPPED = {"stopped by SIGINT": ExitCode.INTERRUPTED, "stopped by SIGTERM": ExitCode.TERMINATED}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
@@ -240,7 +242,7 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
                 out.note(f"skipped {event.name}: {event.reason}")
         return
     last: Saved | None = None
-    stopped = ""
+    ending: ExitCode | None = None
     with out.progress(label, total=total) as bar:
         shown = 0
         for event in events:
@@ -260,15 +262,15 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
                 last = event
             elif isinstance(event, Finished) and not event.complete:
                 out.note(f"stopped at step {event.step:,} of {event.steps:,}: {event.reason}; --resume continues")
-                stopped = event.reason
+                ending = STOPPED.get(event.reason)
     if last is None:
         return
     if out.json:
         out.record({"path": str(last.path), "step": last.step})
     else:
         out.line(str(last.path))
-    if stopped.startswith("stopped by"):
-        raise typer.Exit(ExitCode.TERMINATED if stopped.endswith("SIGTERM") else ExitCode.INTERRUPTED)
+    if ending is not None:
+        raise typer.Exit(ending)
 
 
 def _plan(event: "Plan", out: Output) -> None:

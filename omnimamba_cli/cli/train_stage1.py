@@ -46,7 +46,7 @@ def command(
     """Train one task's own parts on a frozen language model.
 
     \b
-    omnimamba train-stage1 --task mmu --init base/ --data captions.json --image-root images/ -o mmu/
+    omnimamba train-stage1 --task mmu --init base/ --data captions.json -o mmu/
     omnimamba train-stage1 --task t2i --init base/ --data codes.jsonl -o t2i/
     omnimamba train-stage1 --config mmu/train.toml --resume
 
@@ -55,7 +55,8 @@ def command(
       task  lr    warm-up  steps    batch  trains
       mmu   1e-3  100      5,000    256    projector lora_mmu
       t2i   8e-4  1,000    100,000  720    lora_t2i image_embedding image_mlp
-                                           caption_mlp t2i_positions text_embedding
+                                           caption_mlp t2i_positions
+                                           text_embedding
     """
     out = call.configure(ctx)
     from omnimamba_cli.engine.training import train

@@ -56,9 +56,10 @@ def command(
     """Train both tasks together, everything but the image encoders and the image tokenizer.
 
     \b
-    omnimamba train-stage2 --init-mmu mmu/ --init-t2i t2i/ --data-mmu talks.json --image-root images/
-        --data-t2i codes.jsonl -o model/
-    omnimamba train-stage2 --init model/ --data-mmu own.json --data-t2i own.jsonl -o tuned/
+    omnimamba train-stage2 --init-mmu mmu/ --init-t2i t2i/ -o model/ \\
+        --data-mmu talks.json --image-root images/ --data-t2i codes.jsonl
+    omnimamba train-stage2 --init model/ -o tuned/ \\
+        --data-mmu own.json --data-t2i own.jsonl
     omnimamba train-stage2 --config model/train.toml --resume
 
     \b

@@ -62,7 +62,7 @@ def command(
     """Train a text tokenizer (BPE) or an image tokenizer (VQ).
 
     \b
-    omnimamba train-tokenizer text --data captions.jsonl --vocab-size 2048 -o tokenizer.json
+    omnimamba train-tokenizer text --data captions.jsonl -o tokenizer.json
     omnimamba train-tokenizer image --data pictures/ --preset nano -o vq/
     """
     out = call.configure(ctx)

@@ -1,89 +1,22 @@
-"""Pictures in and out: any file people have becomes RGB, RGB becomes tensors, tensors become pictures."""
-
-import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+"""Pictures in and out: RGB becomes tensors, tensors become pictures; files are read by `reading`."""
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from omnimamba_cli.errors import InputError
+from omnimamba_cli.data.reading import MAX_PIXELS, Source, image_size, load_image, squashed
 
-Source = str | Path | bytes | Image.Image
-
-MAX_PIXELS = 178_000_000  # larger files are refused unread; Pillow itself refuses from 178,956,970 on
-
-
-def load_image(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture as RGB, upright, transparency laid over white, first frame of an animation.
-
-    `source` is a path, the bytes of a file, or a picture; `name` stands for bytes in errors.
-    Raises InputError for a file that is missing, no picture, truncated or larger than max_pixels.
-    """
-    with _opened(source, name, max_pixels) as image:
-        return _to_rgb(image)
-
-
-def image_size(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height in pixels, read from the head of a file. Raises InputError as load_image does."""
-    with _opened(source, name, max_pixels) as image:
-        return image.size
-
-
-@contextmanager
-def _opened(source: Source, name: str | None, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture, its pixels not yet read; what goes wrong, then or within the block, is an InputError."""
-    label = name or (str(source) if isinstance(source, str | Path) else "the picture")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns long before our own limit, which is checked below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if isinstance(source, Image.Image):
-                yield source
-                return
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                if image.width * image.height > max_pixels:
-                    raise InputError(
-                        f"{label}: {image.width}x{image.height} pixels are more than the {max_pixels:,} allowed",
-                        hint="make it smaller first",
-                    )
-                yield image
-    except FileNotFoundError:
-        raise InputError(f"{label}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{label}: is a directory, not a picture") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{label}: not a picture this program can read", hint="PNG, JPEG, WebP, GIF, ...") from None
-    except Image.DecompressionBombError:
-        raise InputError(
-            f"{label}: more pixels than the {max_pixels:,} allowed", hint="make it smaller first"
-        ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{label}: cannot be read ({reason})") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Upright, 8 bits, no transparency."""
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        ground = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float gray scaled to 0..255 (Pillow's own convert clips instead)."""
-    values = np.asarray(image).astype(np.float64)
-    top = 65535.0 if image.mode.startswith("I") else 1.0 if values.max(initial=0) <= 1 else 255.0
-    return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8), "L")
+__all__ = [
+    "MAX_PIXELS",
+    "Source",
+    "image_size",
+    "load_image",
+    "pixels_to_image",
+    "squashed",
+    "tower_pixels",
+    "vq_pixels",
+]
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
@@ -92,10 +25,8 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def tower_pixels(image: Image.Image, size: int) -> Tensor:
-    """RGB squashed to size x size by bicubic resampling, uint8 (3 s s): what the towers see, before scaling."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return _to_tensor(image)
+    """RGB squashed to size x size, uint8 (3 s s): what the towers see, before scaling."""
+    return _to_tensor(squashed(image, size))
 
 
 def vq_pixels(image: Image.Image, size: int) -> Tensor:

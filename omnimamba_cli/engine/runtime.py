@@ -90,3 +90,10 @@ def check_quantization(kind: str, device: torch.device) -> None:
         raise DeviceError(
             "this GPU has no 8-bit floats (they begin with compute capability 8.9)", hint="--quantize int8"
         )
+
+
+def make_deterministic() -> None:
+    """Only kernels that give the same bits each time; where torch has none it raises. On a CPU they all do."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's libraries start
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -1,5 +1,7 @@
 """The next token from scores: filters in a fixed order, then one uniform number a token."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,16 @@ def choose(logits: Tensor, config: SamplingConfig, uniform: Tensor | None) -> Te
 def new_seed() -> int:
     """A seed for who gave none: 31 random bits."""
     return int(torch.empty((), dtype=torch.int64).random_(1 << 31, generator=_entropy()).item())
+
+
+def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """A seed for each of `count` results: the first's and those that follow it, or the ones that are given."""
+    if isinstance(seed, Sequence):
+        if len(seed) != count:
+            raise ValueError(f"{count} results, but {len(seed)} seeds: give one each")
+        return list(seed)
+    base = new_seed() if seed is None else seed
+    return [base + i for i in range(count)]
 
 
 def candidate_seed(seed: int, number: int) -> int:

@@ -19,7 +19,7 @@ from omnimamba_cli.engine import decode, hub, runtime
 from omnimamba_cli.engine.checkpoint import load_directory
 from omnimamba_cli.engine.events import CaptionResult, FinishReason, ImageEvent, TextEvent
 from omnimamba_cli.engine.pixels import PixelDecoder
-from omnimamba_cli.engine.sampling import candidate_seed, new_seed
+from omnimamba_cli.engine.sampling import candidate_seed, new_seed, seeds_of
 from omnimamba_cli.engine.task_models import load_for_task
 from omnimamba_cli.errors import CheckpointError, InputError
 from omnimamba_cli.model.omnimamba import OmniMamba
@@ -100,14 +100,14 @@ class Session:
         questions: Sequence[str | None] | None = None,
         *,
         sampling: SamplingConfig | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         template: str | None = None,
     ) -> list[CaptionResult]:
-        """Answers for many pictures; row i uses seed + i and gets what it would get alone."""
+        """Answers for many pictures; row i uses seed + i (or its own of as many) and gets what it would get alone."""
         asked = [self._question(q, template) for q in questions or [None] * len(images)]
         if len(asked) != len(images):
             raise ValueError(f"{len(images)} pictures, but {len(asked)} questions: give one each")
-        base = new_seed() if seed is None else seed
+        seeds = seeds_of(seed, len(images))
         results: dict[int, CaptionResult] = {}
         # only questions of one length share a batch: padding would change the answers
         for length in sorted({len(ids) for ids in asked}):
@@ -115,7 +115,7 @@ class Session:
             start = time.perf_counter()
             written: dict[int, list[int]] = {i: [] for i in rows}
             events = self._decode(
-                [images[i] for i in rows], [asked[i] for i in rows], sampling, [base + i for i in rows]
+                [images[i] for i in rows], [asked[i] for i in rows], sampling, [seeds[i] for i in rows]
             )
             for step in events:
                 for row, token in step:
@@ -147,6 +147,13 @@ class Session:
                 yield TextEvent(piece, tokens=len(ids))
         rest = stream.finish()
         yield TextEvent(rest if begun else rest.lstrip(), True, self._reason(ids), len(ids))
+
+    def question_length(self, question: str | None, template: str | None = None) -> int:
+        """Tokens of a question in its template; pictures with questions of one length share a batch.
+
+        Raises InputError for one that does not fit beside a picture.
+        """
+        return len(self._question(question, template))
 
     def _question(self, question: str | None, template: str | None) -> list[int]:
         text = question if question and question.strip() else self.config.default_question
@@ -223,24 +230,24 @@ class Session:
         prompts: str | Sequence[str],
         *,
         n: int = 1,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
     ) -> Iterator[ImageEvent]:
-        """Pictures as they are finished, prompt by prompt, n of each."""
+        """Pictures as they are finished, prompt by prompt, n of each; seed: the first's, or one for each picture."""
         config = sampling or self.config.image_sampling
         if not self.config.caption_dropout and config.guidance != 1:
             if sampling is not None:
                 what = f"guidance {config.guidance:g} needs a model trained with dropped captions"
                 raise InputError(f"{what}; {self.config.name} was not", hint="--guidance 1")
             config = replace(config, guidance=1.0)
-        base = new_seed() if seed is None else seed
         jobs = [prompt for prompt in ([prompts] if isinstance(prompts, str) else prompts) for _ in range(n)]
+        every_seed = seeds_of(seed, len(jobs))
         size = batch_size or max(1, (32 if self.device.type == "cuda" else 8) // config.candidates)
         for start in range(0, len(jobs), size):
             begun = time.perf_counter()
             batch = jobs[start : start + size]
-            seeds = [base + start + i for i in range(len(batch))]
+            seeds = every_seed[start : start + size]
             images = self._draw_best(batch, config, seeds)
             seconds = time.perf_counter() - begun
             for i, image in enumerate(images):

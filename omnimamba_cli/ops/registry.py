@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.errors import DeviceError
-from omnimamba_cli.ops import mamba_ssm, packed_int8, reference
+from omnimamba_cli.ops import in_place, mamba_ssm, packed_int8, reference
 from omnimamba_cli.ops.step import StepKernels
 
 ENVIRONMENT = "OMNIMAMBA_KERNELS"
@@ -107,7 +107,14 @@ def ssd_scan(
         return scan(x, dt, A, B, C, D, state=state)
     if backend == "mamba-ssm":
         return mamba_ssm.ssd_scan(x, dt, A, B, C, D, chunk_size=chunk_size, state=state)
+    if _writes_in_place(x):
+        return in_place.ssd_scan(x, dt, A, B, C, D, state=state)
     return reference.ssd_scan(x, dt, A, B, C, D, chunk_size=chunk_size, state=state)
+
+
+def _writes_in_place(x: Tensor) -> bool:
+    """Whether what is read may be written over: on a CPU, where no gradient is wanted and nobody asked for less."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and requested() == "auto"
 
 
 def _fused(x: Tensor) -> ModuleType:
@@ -122,6 +129,8 @@ def _fused(x: Tensor) -> ModuleType:
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See reference.causal_conv."""
     k = weight.shape[1]
+    if _writes_in_place(x) and x.dtype in (torch.float32, torch.float64) and weight.dtype == x.dtype:
+        return in_place.causal_conv(x, weight, bias, history)
     module = _fused(x) if k & (k - 1) == 0 else reference
     return module.causal_conv(x, weight, bias, history)  # type: ignore[no-any-return]  # one contract, two modules
 

@@ -80,9 +80,13 @@ class FakeSession:
         )
     )
     asked: list[tuple[str | None, SamplingConfig, int | None]] = field(default_factory=list)
-    drawn: list[tuple[list[str], int, SamplingConfig | None, int | None]] = field(default_factory=list)
+    drawn: list[tuple[list[str], list[int], SamplingConfig | None, int | None]] = field(default_factory=list)
     opened: list[tuple[str | None, str, str]] = field(default_factory=list)
     templates: list[str | None] = field(default_factory=list)
+    device: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(type="cpu"))
+
+    def question_length(self, question: str | None, template: str | None = None) -> int:
+        return len(question or "")
 
     def captions(
         self,
@@ -90,12 +94,11 @@ class FakeSession:
         questions: Sequence[str | None],
         *,
         sampling: SamplingConfig,
-        seed: int | None,
+        seed: Sequence[int],
         template: str | None = None,
     ) -> list[SimpleNamespace]:
         self.templates.append(template)
-        for i, question in enumerate(questions):
-            self.asked.append((question, sampling, None if seed is None else seed + i))
+        self.asked += [(question, sampling, own) for question, own in zip(questions, seed, strict=True)]
         one = SimpleNamespace(text=self.answer, finish_reason="stop", tokens=3, seconds=0.5)
         return [one for _ in images]
 
@@ -121,14 +124,14 @@ class FakeSession:
         self,
         prompts: Sequence[str],
         *,
-        seed: int,
+        seed: Sequence[int],
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
     ) -> Iterator[SimpleNamespace]:
-        self.drawn.append((list(prompts), seed, sampling, batch_size))
+        self.drawn.append((list(prompts), list(seed), sampling, batch_size))
         for i, prompt in enumerate(prompts):
-            picture = Image.new("RGB", (8, 8), (seed + i, 0, 0))
-            yield SimpleNamespace(index=i, prompt=prompt, seed=seed + i, image=picture, seconds=0.1)
+            picture = Image.new("RGB", (8, 8), (seed[i] % 256, 0, 0))
+            yield SimpleNamespace(index=i, prompt=prompt, seed=seed[i], image=picture, seconds=0.1)
 
 
 @pytest.fixture

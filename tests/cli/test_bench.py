@@ -22,13 +22,14 @@ def small(tiny_model: Path, *more: str) -> tuple[str, ...]:
 
 
 def test_rows_are_json_lines_with_the_listed_fields(run: Run, tiny_model: Path) -> None:
-    done = run(*small(tiny_model, "--json", "--baseline", "matched", "-q"))
+    done = run(*small(tiny_model, "--json", "--baseline", "matched", "--batch", "2", "-q"))
     assert (done.code, done.err) == (0, "")
     rows = [json.loads(line) for line in done.out.splitlines()]
     assert [r["system"] for r in rows] == ["tiny", "matched", "transformer-floor"]
     for r in rows:
         assert list(r) == FIELDS
         assert r["schema"] == 1
+        assert r["batch"] == 2
         assert r["versions"]["torch"]
 
 

@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,8 @@ def test_json_gives_one_object_a_line(run: Run, fake: FakeSession, pictures: lis
         "schema": 1,
         "image": "a.png",
         "question": fake.config.default_question,
+        "sha256": sha256(Path("a.png").read_bytes()).hexdigest(),
+        "text": "a red fox",
         "caption": "a red fox",
         "finish_reason": "stop",
         "tokens": 3,
@@ -178,3 +181,31 @@ def test_a_template_without_a_place_for_the_question_is_refused(run: Run, fake: 
     result = run("caption", picture, "--template", "relaesed")
     assert result.code == 2
     assert "neither released nor training" in result.err
+
+
+def test_every_option_of_sampling_arrives(run: Run, fake: FakeSession, picture: str) -> None:
+    given = {"temperature": 0.5, "top_k": 7, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.2, "max_new_tokens": 9}
+    options = "--temperature 0.5 --top-k 7 --top-p 0.8 --min-p 0.1 --repetition-penalty 1.2 --max-new-tokens 9".split()
+    assert run("caption", picture, "--stream", *options, "--seed", "1").code == 0
+    assert {name: getattr(fake.asked[0][1], name) for name in given} == given
+
+
+def test_a_quantization_without_its_kernels_is_a_device_error(run: Run, picture: str) -> None:
+    for arguments in (["caption", picture], ["generate", "fox", "-o", "new.png"]):
+        result = run(*arguments, "-m", "nano", "--device", "cpu", "--quantize", "int8")
+        assert (result.code, result.out) == (5, "")
+        assert "--quantize int8 has kernels for CUDA alone" in result.err
+
+
+def test_deterministic_runs_have_full_batches_and_the_kernels_that_repeat(
+    run: Run, fake: FakeSession, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    result = run("caption", *pictures, "--deterministic", "-v", "--batch-size", "3")
+    assert (result.code, asked, torch.backends.cudnn.benchmark) == (0, [True], False)
+    assert "deterministic: " in result.err
+    assert len(fake.templates) == 1  # one batch of all three

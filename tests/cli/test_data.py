@@ -31,6 +31,7 @@ def test_good_data_exit_with_0_and_show_their_tokens(run: Run, talks: Path) -> N
     assert rows[2].split() == ["2-17", "picture:", "16", "patches"]
     assert rows[-1].endswith('answer, trained on " a [red] fox<|endoftext|>"')
     assert run("data", "check", "talks.jsonl", "-q").err == ""
+    assert "20 with a picture (0 decoded)" in run("data", "check", "talks.jsonl", "--decode", "0").out
 
 
 def test_few_bad_samples_are_6_and_many_are_3(run: Run, talks: Path) -> None:

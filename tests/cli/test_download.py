@@ -33,6 +33,17 @@ def test_from_empty_to_a_caption_and_a_picture(loopback: Hub, run: Run, tmp_path
     again = run("download", "tiny", "--json")
     assert json.loads(again.out)["fetched_bytes"] == 0
     assert "is complete" in again.err
+    assert json.loads(run("download", "tiny", "--verify", "--json").out)["fetched_bytes"] == 0
+    # a byte that only a whole reading finds
+    with (place / "vq.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    assert json.loads(run("download", "tiny", "--json").out)["fetched_bytes"] == 0
+    damaged = run("download", "tiny", "--verify")
+    assert (damaged.code, damaged.out) == (4, "")
+    assert "vq.safetensors has another hash" in damaged.err
 
 
 def test_json_tells_the_plan(loopback: Hub, run: Run) -> None:

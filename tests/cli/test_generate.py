@@ -51,6 +51,8 @@ def test_json_tells_what_was_made(run: Run, fake: FakeSession) -> None:
         "seed": 4,
         "width": 8,
         "height": 8,
+        "run_seed": 3,
+        "format": "png",
         "seconds": 0.1,
         "model": "fake",
     }
@@ -89,7 +91,7 @@ def test_skipped_pictures_leave_the_others_their_seeds(run: Run, fake: FakeSessi
     (tmp_path / "f-2.png").write_bytes(b"old")
     result = run("generate", "a", "-n", "4", "--seed", "10", "-o", "f.png", "--skip-existing")
     assert result.out.split() == ["f-1.png", "f-3.png", "f-4.png"]
-    assert [(len(prompts), seed) for prompts, seed, *_ in fake.drawn] == [(1, 10), (2, 12)]
+    assert [seeds for _, seeds, *_ in fake.drawn] == [[10, 12, 13]]
     assert (tmp_path / "f-2.png").read_bytes() == b"old"
 
 
@@ -160,3 +162,14 @@ def test_an_interrupted_run_keeps_what_is_finished(
     result = run("generate", "a", "-n", "4", "-o", "f.png", "--seed", "1")
     assert (result.code, result.err) == (130, "")
     assert result.out.split() == sorted(p.name for p in tmp_path.iterdir()) == ["f-1.png", "f-2.png"]
+
+
+def test_every_option_of_sampling_arrives(run: Run, fake: FakeSession) -> None:
+    given = {"temperature": 0.5, "top_k": 7, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.2, "guidance": 2.0}
+    options = "--temperature 0.5 --top-k 7 --top-p 0.8 --min-p 0.1 --repetition-penalty 1.2 --guidance 2".split()
+    result = run("generate", "a", "-o", "a.png", "--metadata", "--candidates", "3", "--deterministic", *options)
+    assert result.code == 0
+    sampling = fake.drawn[0][2]
+    assert sampling is not None
+    assert {name: getattr(sampling, name) for name in given} == given
+    assert sampling.candidates == 3

@@ -1,11 +1,13 @@
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
 
 from omnimamba_cli.cli import targets
+from omnimamba_cli.cli.inputs import Wish
 from omnimamba_cli.errors import InputError, OmniMambaError, UsageError
 
 SEED = 7
@@ -15,6 +17,13 @@ SEED = 7
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
+
+
+def made(planned: Iterable[targets.Target | InputError]) -> list[targets.Target]:
+    """All of them, none of which is an error."""
+    found = list(planned)
+    assert not [t for t in found if isinstance(t, InputError)]
+    return [t for t in found if isinstance(t, targets.Target)]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +41,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_names_are_filled_and_numbered(prompts: list[str], count: int, output: str | None, names: list[str]) -> None:
-    planned = targets.plan(prompts, count, SEED, output, None)
+    planned = made(targets.plan(prompts, count, SEED, output, None))
     assert [str(t.path) for t in planned] == names
     assert [t.seed for t in planned] == list(range(SEED, SEED + len(names)))
 
@@ -53,7 +62,7 @@ def test_names_are_filled_and_numbered(prompts: list[str], count: int, output: s
 def test_format_follows_suffix_or_option(
     output: str | None, choice: targets.FormatChoice | None, expected: str
 ) -> None:
-    assert targets.plan(["a"], 1, SEED, output, choice)[0].format == expected
+    assert made(targets.plan(["a"], 1, SEED, output, choice))[0].format == expected
 
 
 @pytest.mark.parametrize(
@@ -73,6 +82,26 @@ def test_impossible_outputs_are_wrong_use(
         targets.plan(["a"], count, SEED, output, choice)
     assert words in caught.value.message
     assert caught.value.hint
+
+
+def test_a_prompt_can_have_a_seed_and_a_file_of_its_own() -> None:
+    wishes = [Wish("a"), Wish("b", seed=99), Wish("c", output="own/{stem}.webp"), Wish("d", output="{sed}.png")]
+    *good, bad = targets.plan(wishes, 2, SEED, "{n}.png", None)
+    assert [(str(t.path), t.seed) for t in good if isinstance(t, targets.Target)] == [
+        ("1.png", 7),
+        ("2.png", 8),
+        ("3.png", 99),
+        ("4.png", 100),
+        ("own/c-1.webp", 11),
+        ("own/c-2.webp", 12),
+    ]
+    assert isinstance(bad, InputError)
+    assert "{sed}" in bad.message
+
+
+def test_names_are_planned_as_prompts_come() -> None:
+    planned = targets.plan((f"{i}" for i in count()), 1, SEED, "{n}-{stem}.png", None)
+    assert [str(t.path) for t in islice(planned, 2, 4) if isinstance(t, targets.Target)] == ["3-2.png", "4-3.png"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,339 @@
+"""What `omnimamba caption` does once its options are known: pictures in, a result each out, in order."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING, NamedTuple
+
+from omnimamba_cli.cli import models, targets
+from omnimamba_cli.cli.inputs import Picture
+from omnimamba_cli.cli.journal import Journal, Key, Record
+from omnimamba_cli.cli.output import Output
+from omnimamba_cli.errors import ExitCode, InputError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from omnimamba_cli.config import SamplingConfig
+    from omnimamba_cli.engine.events import CaptionResult
+    from omnimamba_cli.engine.session import Session
+    from omnimamba_cli.model.quantized import Quantization
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input of a run: its place in it, the picture or what is wrong with it, and the file its answer goes to."""
+
+    index: int
+    picture: Picture | InputError
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A picture that has been read: decoded, and the hash of its file where results tell it."""
+
+    image: "Image"
+    sha256: str | None
+
+
+class Answer(NamedTuple):
+    """A result, and the hash of the picture's file where results tell it."""
+
+    result: "CaptionResult"
+    sha256: str | None
+
+
+@dataclass
+class Run:
+    """One command's settings; the model is opened when the first picture turned out to be one."""
+
+    out: Output
+    question: str | None
+    settings: dict[str, float | int]
+    seed: int | None
+    model: str | None
+    device: str
+    dtype: str
+    quantize: "Quantization | None"
+    names: bool
+    template: str | None
+    output: str | None = None  # template of the files that answers go to
+    force: bool = False
+    skip_existing: bool = False
+    steady: bool = True  # batches do not depend on what time anything takes
+    alone: bool = False  # there is one input: what is wrong with it is what the run ends with
+    journal: Journal | None = None
+    failed: int = 0
+    skipped: int = 0
+    _opened: "tuple[Session, SamplingConfig] | None" = None
+
+    def open(self) -> "tuple[Session, SamplingConfig]":
+        """The session and how it samples; draws and reports a seed where one is needed."""
+        if self._opened is None:
+            session = models.open_session(self.out, self.model, self.device, self.dtype, self.quantize, task="mmu")
+            sampling = replace(session.config.caption_sampling, **self.settings)  # type: ignore[arg-type]  # by field
+            if sampling.temperature > 0 and self.seed is None:
+                self.seed = models.new_seed()
+                self.out.note(f"seed {self.seed}")
+            self._opened = session, sampling
+        return self._opened
+
+    def stream(self, picture: Picture) -> None:
+        """One picture, its caption shown piece by piece."""
+        image = read(picture)
+        session, sampling = self.open()
+        if self.names:
+            self.out.piece(f"{picture.name}\t")
+        reason = None
+        for event in session.stream_caption(
+            image, self.question, sampling=sampling, seed=self.seed, template=self.template
+        ):
+            text = folded(event.text) if self.names else event.text
+            if text:
+                self.out.piece(text)
+            reason = event.finish_reason
+        self.out.line("")
+        if reason == "length":
+            self.out.detail(f"the caption ends after {sampling.max_new_tokens} tokens (--max-new-tokens)")
+
+    def batch(
+        self, pictures: Iterable[Picture | InputError], total: int | None, batch_size: int | None, fail_fast: bool
+    ) -> int:
+        """Many pictures, a result a line; a bad one is reported and passed over."""
+        shown, begun, cpu = 0, perf_counter(), process_time()
+        with self.out.progress("looking", total=total) as bar:
+            for job, answer in self.answers(pictures, batch_size):
+                try:
+                    if isinstance(answer, InputError):
+                        raise answer
+                    self.show_job(job, *answer)
+                    shown += 1
+                except InputError as error:
+                    if self.alone:
+                        raise
+                    self.failed += 1
+                    self.out.error(error.message, error.hint)
+                    if fail_fast:
+                        break
+                bar.advance()
+        return self.sum_up(shown, perf_counter() - begun, process_time() - cpu)
+
+    def rehearse(self, pictures: Iterable[Picture | InputError]) -> int:
+        """`--dry-run`: what would be looked at, and where its answer would go; reads no picture, opens no model."""
+        shown = 0
+        for job in self.jobs(pictures):
+            try:
+                if isinstance(job.picture, InputError):
+                    raise job.picture
+                if job.picture.name != "-" and not job.picture.from_web:
+                    job.picture.source()
+            except InputError as error:
+                if self.alone:
+                    raise
+                self.failed += 1
+                self.out.error(error.message, error.hint)
+                continue
+            shown += 1
+            path = None if job.path is None else str(job.path)
+            if self.out.json:
+                self.out.record({"image": job.picture.name, "question": self.question_of(job), "output": path})
+            else:
+                self.out.line(job.picture.name if path is None else f"{job.picture.name}\t{path}")
+        return self.sum_up(shown, 0.0, 0.0)
+
+    def sum_up(self, shown: int, seconds: float, cpu_seconds: float) -> int:
+        """What became of the inputs, for people; returns the exit code."""
+        if self.skipped:
+            self.out.note(f"{self.skipped} were done before")
+        self.out.detail(
+            f"{shown} answers in {seconds:.1f} s, {shown / max(seconds, 1e-9):.1f} a second; {cpu_seconds:.1f} s of CPU"
+        )
+        if self.failed:
+            self.out.note(f"{self.failed} of {shown + self.failed} pictures failed")
+        if self.failed == 1 and not shown + self.skipped:
+            return ExitCode.INPUT  # there were no others
+        return ExitCode.SOME_FAILED if self.failed else ExitCode.DONE
+
+    def jobs(self, pictures: Iterable[Picture | InputError]) -> Iterator[Job]:
+        """What is to be done: without what is there already, every path known to be writable."""
+        taken: set[Path] = set()
+        for index, picture in enumerate(pictures):
+            if isinstance(picture, InputError):
+                yield Job(index, picture)
+                continue
+            if self.journal is not None and self.journal.count and self.journal.holds(self.key(picture)):
+                self.skipped += 1
+                continue
+            try:
+                path = self.path_of(index, picture)
+                if path is not None and self.skip_existing and path.is_file():
+                    self.skipped += 1
+                    continue
+                if path is not None:
+                    targets.check(path, self.force)
+                    if path in taken:
+                        raise InputError(f"{path}: is named by two pictures", hint="put {n} or {dir} into --output")
+                    taken.add(path)
+                yield Job(index, picture, path)
+            except InputError as error:
+                yield Job(index, error)
+            except UsageError as error:
+                if picture.output is None:
+                    raise
+                yield Job(index, InputError(error.message, hint=error.hint))  # of this line alone
+
+    def path_of(self, index: int, picture: Picture) -> Path | None:
+        """Where a picture's answer goes; None is stdout."""
+        template = picture.output or self.output
+        if template is None:
+            return None
+        name = Path(picture.name if picture.name != "-" else "stdin")
+        values = {"stem": name.stem, "name": name.name, "dir": str(name.parent), "n": str(index + 1)}
+        return Path(targets.fill(template, values))
+
+    def answers(
+        self, pictures: Iterable[Picture | InputError], batch_size: int | None
+    ) -> "Iterator[tuple[Job, Answer | InputError]]":
+        """Every job with its answer or what is wrong with it, in order. No model is loaded before a picture is good."""
+        from omnimamba_cli.engine import pipeline
+
+        if self.journal is not None and self.journal.count:
+            self.check_journal(self.journal)
+        jobs = self.jobs(pictures)
+        for first in jobs:
+            try:
+                loaded = self.load(first)
+                break
+            except InputError as error:
+                yield first, error
+        else:
+            return
+        session, _ = self.open()
+        size = batch_size or pipeline.batch_size(session.config, session.device.type)
+        side = session.config.vision_image_size
+
+        def load(job: Job) -> Loaded:
+            return self.load(job, side) if job is not first else loaded
+
+        ahead = pipeline.Ahead(chain([first], jobs), load, ahead=2 * size)
+        try:
+            yield from pipeline.in_batches(ahead, self.shape, self.ask, size=size, steady=self.steady)
+        finally:
+            ahead.close()
+
+    def load(self, job: Job, side: int | None = None) -> Loaded:
+        """A picture's file read, hashed where results tell it, decoded, and made as small as the model sees it."""
+        from omnimamba_cli.data.reading import load_image, squashed
+
+        if isinstance(job.picture, InputError):
+            raise job.picture
+        data = job.picture.data()
+        digest = None
+        if self.out.json or self.journal is not None:
+            from hashlib import sha256
+
+            digest = sha256(data).hexdigest()
+        image = load_image(data, name=job.picture.name)
+        return Loaded(squashed(image, side) if side else image, digest)
+
+    def question_of(self, job: Job) -> str | None:
+        """A picture's own question, or the one of all."""
+        own = job.picture.question if isinstance(job.picture, Picture) else None
+        return self.question if own is None else own
+
+    def seed_of(self, job: Job) -> int | None:
+        """Picture i of the run draws with seed + i whatever came before it, unless it has its own."""
+        if isinstance(job.picture, Picture) and job.picture.seed is not None:
+            return job.picture.seed
+        return None if self.seed is None else self.seed + job.index
+
+    def shape(self, job: Job, loaded: Loaded) -> int:
+        """What pictures of one batch have in common."""
+        return self.open()[0].question_length(self.question_of(job), self.template)
+
+    def ask(self, rows: Sequence[tuple[Job, Loaded]]) -> "list[Answer]":
+        """The answers of one batch."""
+        session, sampling = self.open()
+        seeds = [self.seed_of(job) for job, _ in rows]
+        results = session.captions(
+            [loaded.image for _, loaded in rows],
+            [self.question_of(job) for job, _ in rows],
+            sampling=sampling,
+            seed=[0 if seed is None else seed for seed in seeds],  # the likeliest words need none
+            template=self.template,
+        )
+        return [Answer(result, loaded.sha256) for result, (_, loaded) in zip(results, rows, strict=True)]
+
+    def show_job(self, job: Job, result: "CaptionResult", sha256: str | None) -> None:
+        """The result of a job."""
+        assert isinstance(job.picture, Picture)
+        self.show(job.picture, result, self.seed_of(job), sha256=sha256, path=job.path)
+
+    def show(
+        self,
+        picture: Picture,
+        result: "CaptionResult",
+        seed: int | None,
+        *,
+        sha256: str | None = None,
+        path: Path | None = None,
+    ) -> None:
+        """One result: into its file or the journal, as a JSON line, or as text."""
+        if path is not None:
+            targets.write_whole(path, f"{result.text}\n".encode(), self.force)
+        if not self.out.json and self.journal is None:
+            name = f"{picture.name}\t" if self.names else ""
+            text = folded(result.text) if self.names else result.text
+            self.out.line(name + text if path is None else str(path))
+            return
+        session, sampling = self.open()
+        question = self.question if picture.question is None else picture.question
+        fields: dict[str, object] = {
+            "image": picture.name,
+            "sha256": sha256,
+            "question": question or session.config.default_question,
+            "text": result.text,
+            "caption": result.text,
+            "finish_reason": result.finish_reason,
+            "tokens": result.tokens,
+            "seconds": round(result.seconds, 3),
+            "seed": seed if sampling.temperature > 0 else None,
+            "model": session.config.name,
+        }
+        if path is not None:
+            fields["output"] = str(path)
+        if self.journal is not None:
+            self.journal.add(fields)
+        else:
+            self.out.record(fields)
+
+    def key(self, picture: Picture) -> Key:
+        """What a journal knows a result by."""
+        question = self.question if picture.question is None else picture.question
+        return picture.name, question or self.open()[0].config.default_question
+
+    def check_journal(self, journal: Journal) -> None:
+        """Raises InputError for answers of another model than this run's."""
+        name, found = self.open()[0].config.name, (journal.last or {}).get("model")
+        if found != name:
+            raise InputError(f"{journal.path}: holds answers of {found}, this run's would be of {name}")
+
+
+def journal_key(record: Record) -> Key:
+    """The key of a line of a journal."""
+    return record["image"], record["question"]
+
+
+def read(picture: Picture) -> "Image":
+    """A picture decoded, before any model is loaded. Raises InputError by the name the user wrote."""
+    from omnimamba_cli.data.reading import load_image
+
+    return load_image(picture.data(), name=picture.name)
+
+
+def folded(text: str) -> str:
+    """On one line: line ends and tabs become spaces."""
+    return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ").replace("\t", " ")

@@ -1,0 +1,188 @@
+"""Many inputs through one model: read ahead in threads, worked on in batches of one shape, given back in order.
+
+Memory does not grow with the number of inputs: so many are read early, so many wait for others of their shape.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from omnimamba_cli.config import ModelConfig
+from omnimamba_cli.errors import InputError
+
+NAME = "omnimamba-ahead"
+PATIENCE_S = 0.5  # with threads that are to end
+
+T = TypeVar("T")  # an input, such as a name
+R = TypeVar("R")  # what is read of it, such as a picture
+A = TypeVar("A")  # what the model makes of that
+
+THREADS = 4  # that read: on two cores decoders share them, on a network they wait
+CPU_TOKENS = 2048  # of all prefixes of a batch; beyond that a CPU gets no faster, and the first answer comes later
+CUDA_TOKENS = 65_536
+MOST = {"cpu": 32, "cuda": 64}  # rows
+WINDOW = 4  # batches that wait for others of their shape
+
+
+@dataclass
+class Slot(Generic[T, R]):
+    """One input on its way: `value` or `error` is set when it is done."""
+
+    item: T
+    value: R | None = None
+    error: BaseException | None = None
+    done: bool = False
+
+
+class Ahead(Generic[T, R]):
+    """Inputs in order, each with what `load` makes of it in some thread, at most `ahead` of them early.
+
+    The inputs themselves are drawn in a thread too, so that they may come slowly (a pipe that is still written).
+    A thread that waits for a pipe cannot be told to stop: see `threads_are_left`.
+    """
+
+    def __init__(self, items: Iterable[T], load: Callable[[T], R], *, ahead: int, threads: int = THREADS) -> None:
+        self._items, self._load, self._most = items, load, ahead
+        self._slots: deque[Slot[T, R]] = deque()
+        self._todo: deque[Slot[T, R]] = deque()
+        self._changed = threading.Condition()
+        self._complete = self._closed = False
+        self._threads = [
+            threading.Thread(target=target, daemon=True, name=NAME) for target in (self._feed, *[self._work] * threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def take(self, *, wait: bool) -> Slot[T, R] | None:
+        """The next input, done; None when there is no more, or without `wait` when it is not done yet."""
+        with self._changed:
+            while not (self._slots and self._slots[0].done):
+                if not wait or (self._complete and not self._slots):
+                    return None
+                self._changed.wait()
+            self._changed.notify_all()
+            return self._slots.popleft()
+
+    @property
+    def empty(self) -> bool:
+        """Whether every input has been taken."""
+        with self._changed:
+            return self._complete and not self._slots
+
+    def close(self) -> None:
+        """Let the threads end after what they are doing, and wait for them a moment."""
+        with self._changed:
+            self._closed = True
+            self._todo.clear()
+            self._changed.notify_all()
+        until = time.monotonic() + PATIENCE_S
+        for thread in self._threads[1:]:  # the first may wait for a pipe
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _feed(self) -> None:
+        last: Slot[T, R] | None = None
+        try:
+            for item in self._items:
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._slots) < self._most or self._closed)
+                    if self._closed:
+                        return
+                    slot: Slot[T, R] = Slot(item)
+                    self._slots.append(slot)
+                    self._todo.append(slot)
+                    self._changed.notify_all()
+        except Exception as error:  # whatever it is, it belongs to who takes the inputs
+            last = Slot(None, error=error, done=True)  # type: ignore[arg-type]  # there is no input any more
+        with self._changed:
+            if last is not None:
+                self._slots.append(last)
+            self._complete = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._todo or self._closed or self._complete)
+                if not self._todo:
+                    if self._closed or self._complete:
+                        return
+                    continue
+                slot = self._todo.popleft()
+            try:
+                slot.value = self._load(slot.item)
+            except BaseException as error:  # the taker raises it
+                slot.error = error
+            with self._changed:
+                slot.done = True
+                self._changed.notify_all()
+
+
+def threads_are_left() -> bool:
+    """Whether a thread still waits for something; the process is then to end without waiting for it."""
+    return any(thread.name == NAME for thread in threading.enumerate())
+
+
+def in_batches(
+    ahead: Ahead[T, R],
+    shape: Callable[[T, R], Hashable],
+    run: Callable[[Sequence[tuple[T, R]]], Sequence[A]],
+    *,
+    size: int,
+    steady: bool = False,
+) -> Iterator[tuple[T, A | InputError]]:
+    """Every input with its result, or with the InputError of its reading or its shape, in order.
+
+    Inputs of one shape are run together, at most `size`. What has been read is run at once, so a slow source delays no
+    result; with `steady` batches are filled, so that they do not depend on what time anything takes.
+    """
+    waiting: dict[Hashable, list[tuple[int, T, R]]] = {}
+    done: dict[int, tuple[T, A | InputError]] = {}
+    taken = given = 0
+    while not ahead.empty or waiting:
+        while taken - given < WINDOW * size and not any(len(rows) == size for rows in waiting.values()):
+            slot = ahead.take(wait=steady or not (waiting or done))
+            if slot is None:
+                break
+            try:
+                if slot.error is not None:
+                    raise slot.error
+                value: R = slot.value  # type: ignore[assignment]  # there is a value where there is no error
+                waiting.setdefault(shape(slot.item, value), []).append((taken, slot.item, value))
+            except InputError as error:
+                done[taken] = slot.item, error
+            taken += 1
+        while given in done:
+            yield done.pop(given)
+            given += 1
+        if not waiting:
+            continue
+        # a full batch, else the one that the next result waits for
+        chosen = max(waiting, key=lambda key: (len(waiting[key]) == size, -waiting[key][0][0]))
+        rows = waiting.pop(chosen)
+        results = run([(item, value) for _, item, value in rows])
+        for (index, item, _), result in zip(rows, results, strict=True):
+            done[index] = item, result
+        while given in done:
+            yield done.pop(given)
+            given += 1
+
+
+def chunks(ahead: Ahead[T, R], *, most: int, steady: bool = False) -> Iterator[list[Slot[T, R]]]:
+    """All inputs in order, in lists: what is there, at most `most`; with `steady` as many while there are so many."""
+    while True:
+        found: list[Slot[T, R]] = []
+        while len(found) < most and (slot := ahead.take(wait=steady or not found)) is not None:
+            found.append(slot)
+        if not found:
+            return
+        yield found
+
+
+def batch_size(config: ModelConfig, device: str) -> int:
+    """How many pictures are looked at together on a kind of device ("cpu", "cuda", "mps")."""
+    kind = "cpu" if device == "cpu" else "cuda"
+    tokens = CPU_TOKENS if kind == "cpu" else CUDA_TOKENS
+    return max(1, min(MOST[kind], tokens // (config.patches + 16)))  # 16: about a question
