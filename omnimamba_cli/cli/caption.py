@@ -14,6 +14,7 @@ from omnimamba_cli.cli.options import (
     Color,
     Device,
     Dtype,
+    Force,
     FromFile,
     Json,
     MaxNewTokens,
@@ -33,6 +34,7 @@ from omnimamba_cli.cli.options import (
     given,
 )
 from omnimamba_cli.cli.output import Output
+from omnimamba_cli.cli.questions import LoadState, Prompts, Questions, SaveState, ask, sort_out
 from omnimamba_cli.errors import ExitCode, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -50,10 +52,8 @@ def command(
         list[str] | None,
         typer.Argument(metavar="IMAGE... [QUESTION]", help="Pictures (- is stdin), then perhaps a question."),
     ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="The question; every argument is then a picture."),
-    ] = None,
+    prompt: Prompts = None,
+    questions: Questions = None,
     template: Annotated[
         str | None,
         typer.Option(
@@ -91,6 +91,9 @@ def command(
         bool, typer.Option("--stream/--no-stream", help="Show a single caption while it is written.")
     ] = True,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first picture that fails.")] = False,
+    save_state: SaveState = None,
+    load_state: LoadState = None,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
@@ -102,10 +105,12 @@ def command(
     omnimamba caption fox.png
     omnimamba caption fox.png "what colour is the background?"
     omnimamba caption photos/*.jpg --json > captions.jsonl
+    omnimamba caption fox.png -p "what is here?" -p "how many?"
     curl -s https://example.org/cat.jpg | omnimamba caption - "what is here?"
 
     The answer is the likeliest one unless --temperature says otherwise. One picture prints the caption
-    alone; several print NAME, a tab, and the caption on one line each.
+    alone; several print NAME, a tab, and the caption on one line each. Several questions of a picture look
+    at it once, and print QUESTION, a tab, and the answer on one line each.
     """
     out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
     settings = given(
@@ -116,10 +121,12 @@ def command(
         repetition_penalty=repetition_penalty,
         max_new_tokens=max_new_tokens,
     )
-    pictures, question = inputs.split_question(arguments or [], prompt)
-    if from_file is not None:
-        inputs.refuse_stdin_twice(from_file == "-", *(p.name == "-" for p in pictures))
-        pictures += [Picture(name) for name in inputs.read_list(from_file, nul)]
+    inputs.refuse_stdin_twice(from_file == "-", questions == "-", *(a == "-" for a in arguments or []))
+    more = inputs.read_list(from_file, nul) if from_file is not None else []
+    asked = sort_out(
+        arguments or [], prompt, questions, more, save_state=save_state, load_state=load_state, force=force
+    )
+    pictures, question = asked.pictures, asked.questions[0]
     if not pictures:
         raise UsageError("there is no picture to look at", hint='omnimamba caption fox.png "what is here?"')
     several = len(pictures) > 1
@@ -135,6 +142,8 @@ def command(
         names=several if with_filename is None else with_filename,
         template=template and template_text(template),
     )
+    if asked.needs_memory:
+        return ask(run, asked, batch_size=batch_size, stream=stream, fail_fast=fail_fast, force=force)
     if stream and not several and not json:
         run.stream(pictures[0])
         return ExitCode.DONE

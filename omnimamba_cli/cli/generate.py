@@ -1,14 +1,14 @@
 """`omnimamba generate`: words in, picture files out, each written as soon as it is drawn."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from omnimamba_cli import __version__
-from omnimamba_cli.cli import inputs, models, targets
+from omnimamba_cli.cli import grids, inputs, models, showing, targets
 from omnimamba_cli.cli.options import (
     BatchSize,
     Candidates,
@@ -40,7 +40,7 @@ from omnimamba_cli.cli.targets import Target
 from omnimamba_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from omnimamba_cli.engine.events import ImageEvent
+    from omnimamba_cli.engine.events import DrawingEvent, ImageEvent
     from omnimamba_cli.engine.session import Session
 
 
@@ -71,6 +71,12 @@ def command(
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="Write prompt, seed, model and version into a PNG.")
     ] = True,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="One file with all pictures side by side, each with its seed.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the pictures on the terminal, too, while they are drawn.")
+    ] = False,
     model: Model = None,
     offline: Offline = False,
     device: Device = "auto",
@@ -94,6 +100,7 @@ def command(
     \b
     omnimamba generate "a red fox" -o fox.png
     omnimamba generate "a red fox" -n 4 --seed 7 -o fox.png      # fox-1.png to fox-4.png
+    omnimamba generate "a red fox" -n 9 --grid --show -o foxes.png
     omnimamba generate - -o 'out/{prompt-slug}-{seed}.png' < prompts.txt
     omnimamba generate "a red fox" -o - | omnimamba caption - "what is here?"
 
@@ -116,7 +123,8 @@ def command(
         raise UsageError("--force and --skip-existing contradict each other")
     prompts = inputs.prompts(prompt, from_file, nul)
     drawn_seed = models.new_seed() if seed is None else seed
-    planned = targets.plan(prompts, count, drawn_seed, output, format_choice)
+    sheet = grids.target(prompts, drawn_seed, output, format_choice) if grid else None
+    planned = [sheet] if sheet else targets.plan(prompts, count, drawn_seed, output, format_choice)
     wanted = ready(out, planned, force, skip_existing)
     if not wanted:
         return
@@ -127,10 +135,14 @@ def command(
         if session.prompt_was_cut(text):
             most = session.config.caption_tokens
             out.note(f"prompt {shortened(text)!r} is longer than the {most} tokens {session.config.name} reads; cut")
-    with out.progress("drawing", total=len(wanted)) as bar:
-        for target, event in draw(session, wanted, settings, batch_size):
+    screen = showing.screen(out) if show else None
+    pictures = grids.pictures(prompts, count, drawn_seed) if sheet else wanted
+    with out.progress("drawing", total=len(pictures)) as bar:
+        watch = showing.follow(bar, screen) if bar.shown else None
+        for target, event in grids.gathered(draw(session, pictures, settings, batch_size, watch), sheet):
             save(out, session, target, event, force, metadata)
-            bar.advance()
+            if screen is not None:
+                screen.show(event.image)
 
 
 def ready(out: Output, planned: Sequence[Target], force: bool, skip_existing: bool) -> list[Target]:
@@ -153,7 +165,11 @@ def ready(out: Output, planned: Sequence[Target], force: bool, skip_existing: bo
 
 
 def draw(
-    session: "Session", wanted: Sequence[Target], settings: dict[str, float | int], batch_size: int | None
+    session: "Session",
+    wanted: Sequence[Target],
+    settings: dict[str, float | int],
+    batch_size: int | None,
+    watch: "Callable[[DrawingEvent], None] | None" = None,
 ) -> "Iterator[tuple[Target, ImageEvent]]":
     """The wanted pictures in order; those that were skipped leave gaps in the seeds."""
     sampling = replace(session.config.image_sampling, **settings) if settings else None  # type: ignore[arg-type]
@@ -164,7 +180,7 @@ def draw(
             end += 1
         run = wanted[start:end]
         events = session.stream_generate(
-            [t.prompt for t in run], seed=run[0].seed, sampling=sampling, batch_size=batch_size
+            [t.prompt for t in run], seed=run[0].seed, sampling=sampling, batch_size=batch_size, watch=watch
         )
         yield from ((run[event.index], event) for event in events)
         start = end

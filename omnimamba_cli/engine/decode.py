@@ -90,7 +90,7 @@ def decode_image(
         logits = model.logits(hidden, "t2i").float()
         token = choose(guided(logits, config.guidance) if twice else logits, config, draws[:, step])
         chosen.append(token)
-        if watch is not None and (step + 1) % WATCHED == 0:
+        if watch is not None and (step + 1 == codes or (step + 1) % WATCHED == 0):
             watch(torch.stack(chosen, dim=1).cpu())
         if step + 1 < codes:
             both = token.repeat(2) if twice else token

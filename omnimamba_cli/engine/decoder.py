@@ -247,7 +247,7 @@ class Decoder:
             tokens, flying = program.buffers.tokens, deque[Fetched]()
             for step in range(1, codes):
                 program.step()
-                if watch is not None and (step + 1) % WATCHED == 0:
+                if watch is not None and (step + 1 == codes or (step + 1) % WATCHED == 0):
                     flying.append(_fetch(tokens[: step + 1]))
                     if len(flying) > 1:  # later steps are under way: looking costs no pause
                         watch(_landed(flying.popleft()).t())

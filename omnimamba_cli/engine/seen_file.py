@@ -63,7 +63,7 @@ def read(path: Path, directory: Path, config: ModelConfig) -> tuple[InferenceSta
     try:
         tensors, said = read_safetensors(path)
     except CheckpointError as error:
-        raise InputError(f"{path}: no state of a picture ({error.message})") from None
+        raise InputError(f"{path}: no state of a picture ({error.message.removeprefix(f'{path}: ')})") from None
     if said.get("format") != FORMAT:
         raise InputError(f"{path}: is a safetensors file, but no state of a picture")
     if said.get("version") != VERSION:

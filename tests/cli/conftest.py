@@ -124,6 +124,7 @@ class FakeSession:
         seed: int,
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
+        watch: object = None,
     ) -> Iterator[SimpleNamespace]:
         self.drawn.append((list(prompts), seed, sampling, batch_size))
         for i, prompt in enumerate(prompts):
