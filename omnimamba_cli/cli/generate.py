@@ -140,9 +140,9 @@ def command(
     with out.progress("drawing", total=len(pictures)) as bar:
         watch = showing.follow(bar, screen) if bar.shown else None
         for target, event in grids.gathered(draw(session, pictures, settings, batch_size, watch), sheet):
-            save(out, session, target, event, force, metadata)
             if screen is not None:
                 screen.show(event.image)
+            save(out, session, target, event, force, metadata)
 
 
 def ready(out: Output, planned: Sequence[Target], force: bool, skip_existing: bool) -> list[Target]:

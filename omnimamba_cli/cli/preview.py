@@ -16,6 +16,7 @@ CHUNK = 4096  # characters of one piece of kitty's protocol
 SIXEL_COLOURS = 64
 CELL_PX = 16  # height of a sixel line of text, about
 UPPER_HALF = "\N{UPPER HALF BLOCK}"
+CUBE = (0, 95, 135, 175, 215, 255)  # what each of red, green and blue can be in 216 of the 256 colours
 SHADES = " .:-=+*#%@"  # dark to light
 
 
@@ -61,12 +62,12 @@ def _true_colour(red: int, green: int, blue: int) -> str:
 
 def _of_256(red: int, green: int, blue: int) -> str:
     """The nearest of the 6x6x6 colours and 24 grays that every terminal of 256 colours has."""
-    steps = (0, 95, 135, 175, 215, 255)
-    cube = [min(range(6), key=lambda i, v=value: abs(steps[i] - v)) for value in (red, green, blue)]
-    gray = min(23, max(0, round(((red + green + blue) / 3 - 8) / 10)))
-    near_cube = sum((steps[i] - v) ** 2 for i, v in zip(cube, (red, green, blue), strict=True))
-    near_gray = sum((8 + 10 * gray - v) ** 2 for v in (red, green, blue))
-    if near_gray < near_cube:
+    wanted = (red, green, blue)
+    cube = [min((abs(step - value), i) for i, step in enumerate(CUBE))[1] for value in wanted]
+    gray = min(23, max(0, round((sum(wanted) / 3 - 8) / 10)))
+    off_cube = sum((CUBE[i] - value) ** 2 for i, value in zip(cube, wanted, strict=True))
+    off_gray = sum((8 + 10 * gray - value) ** 2 for value in wanted)
+    if off_gray < off_cube:
         return f"5;{232 + gray}"
     return f"5;{16 + 36 * cube[0] + 6 * cube[1] + cube[2]}"
 

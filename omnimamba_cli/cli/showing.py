@@ -1,7 +1,6 @@
 """Pictures on the terminal while they are drawn and when they are done: for people, so on stderr."""
 
 import os
-import shutil
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -48,9 +47,12 @@ class Screen:
 
     def _rendered(self, picture: "Image") -> str:
         assert self.way is not None
-        size = shutil.get_terminal_size()
-        rows = max(4, min(MOST_ROWS, size.lines - 3))
-        return preview.rendered(picture, self.way, size.columns - 1, rows)
+        try:
+            columns, lines = os.get_terminal_size(self.out.stderr.fileno())
+        except OSError:
+            columns, lines = 0, 0
+        # a terminal that does not know its size says 0
+        return preview.rendered(picture, self.way, (columns or 80) - 1, max(4, min(MOST_ROWS, (lines or 24) - 3)))
 
     def _erase(self) -> str:
         rows, self._sketch_rows = self._sketch_rows, 0

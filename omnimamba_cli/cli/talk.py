@@ -80,16 +80,16 @@ class Talk:
         start = self._start(question)
         pieces: list[str] = []
         last: TextEvent | None = None
-        with closing(start.stream(question, sampling=s.sampling, seed=seed, template=s.template)) as events:
-            try:
-                for event in events:
-                    last = event
-                    pieces.append(folded(event.text) if s.lines else event.text)
-                    if not self.out.json and event.text:
+        try:
+            # closed at once, so that after Ctrl-C nothing goes on writing
+            with closing(start.stream(question, sampling=s.sampling, seed=seed, template=s.template)) as events:
+                for last in events:
+                    pieces.append(folded(last.text) if s.lines else last.text)
+                    if not self.out.json and last.text:
                         self.out.piece(pieces[-1])
-            finally:  # after Ctrl-C, too, the line ends
-                if not self.out.json:
-                    self.out.line("")
+        finally:
+            if last is not None and not self.out.json:
+                self.out.line("")
         text = "".join(pieces).strip()
         if self.out.json and last is not None:
             self.out.record(
@@ -166,6 +166,8 @@ class Talk:
         if suffix not in (*targets.FORMATS, STATE, ".txt"):
             known = ", ".join([*targets.FORMATS, STATE, ".txt"])
             raise UsageError(f"{path}: what to save is told by the suffix: {known}", hint=f"/save {path.stem}.png")
+        if os.path.lexists(path):
+            raise InputError(f"{path}: exists and is not overwritten", hint="/save under another name")
         targets.check(path, force=False)
         if suffix == ".txt":
             lines = [f"# {self.name}", *(f"{folded(q)}\t{folded(a)}" for q, a in self.said)]

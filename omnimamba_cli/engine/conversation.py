@@ -7,7 +7,7 @@
 What is kept has the same size for every picture: the state of a Mamba does not grow.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -105,7 +105,7 @@ class Seen:
         sampling: SamplingConfig | None = None,
         seed: int | None = None,
         template: str | None = None,
-    ) -> Iterator[TextEvent]:
+    ) -> Generator[TextEvent]:
         """The answer in pieces as they are written, each ending on a whole character."""
         base = new_seed() if seed is None else seed
         steps = self._decode([self._ids(question, template)], sampling, [base])

@@ -11,9 +11,11 @@ MODEL = "--model --offline --device --dtype"
 SAMPLING = "--quantize --temperature --top-k --top-p --min-p --repetition-penalty --seed --batch-size"
 FLAGS = {
     "caption": f"{MODEL} {SAMPLING} --prompt --template --from --max-new-tokens --with-filename --no-filename "
-    "--stream --no-stream --fail-fast",
+    "--stream --no-stream --fail-fast --questions --save-state --load-state --force",
     "generate": f"{MODEL} {SAMPLING} --output --count --from --force --skip-existing --format --guidance --candidates "
-    "--metadata --no-metadata",
+    "--metadata --no-metadata --grid --show",
+    "chat": f"{MODEL} {SAMPLING.replace(' --batch-size', '')} --template --max-new-tokens --load-state "
+    "--follow --no-follow --show --no-show --history --no-history",
     "download": "--task --dir --from --dtype --keep --verify --dry-run --force --offline",
     "models": "",
     "remove": "--yes",
