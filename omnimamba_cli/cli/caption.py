@@ -103,9 +103,8 @@ def command(
 
     \b
     omnimamba caption fox.png
-    omnimamba caption fox.png "what colour is the background?"
+    omnimamba caption fox.png -p "what colour is the background?" -p "how many?"
     omnimamba caption photos/*.jpg --json > captions.jsonl
-    omnimamba caption fox.png -p "what is here?" -p "how many?"
     curl -s https://example.org/cat.jpg | omnimamba caption - "what is here?"
 
     The answer is the likeliest one unless --temperature says otherwise. One picture prints the caption

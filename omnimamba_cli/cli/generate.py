@@ -98,9 +98,8 @@ def command(
     """Draw pictures from words.
 
     \b
-    omnimamba generate "a red fox" -o fox.png
+    omnimamba generate "a red fox" -o fox.png --show
     omnimamba generate "a red fox" -n 4 --seed 7 -o fox.png      # fox-1.png to fox-4.png
-    omnimamba generate "a red fox" -n 9 --grid --show -o foxes.png
     omnimamba generate - -o 'out/{prompt-slug}-{seed}.png' < prompts.txt
     omnimamba generate "a red fox" -o - | omnimamba caption - "what is here?"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from omnimamba_cli.engine.conversation import Seen
     from omnimamba_cli.engine.events import CaptionResult
 
-AT_ONCE = 16  # questions that share a batch, unless --batch-size says otherwise
+AT_ONCE = 8  # questions that share a batch, unless --batch-size says otherwise
 
 Prompts = Annotated[
     list[str] | None,

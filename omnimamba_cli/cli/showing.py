@@ -1,6 +1,7 @@
 """Pictures on the terminal while they are drawn and when they are done: for people, so on stderr."""
 
 import os
+import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from omnimamba_cli.engine.events import DrawingEvent
 
 MOST_ROWS = 32  # of text, for one picture
+SKETCH_S = 0.5  # between two sketches: each takes the work of a few codes
 
 
 class Screen:
@@ -70,7 +72,7 @@ def screen(out: Output) -> Screen | None:
 
 def follow(bar: Bar, screen: Screen | None) -> "Callable[[DrawingEvent], None]":
     """What moves a bar of pictures by parts of them, and shows the first of a batch where there is a screen."""
-    last = [0, 0]  # first picture of the batch, codes of each
+    last, due = [0, 0], [0.0]  # first picture of the batch and codes of each; when a sketch is worth its work again
 
     def told(event: "DrawingEvent") -> None:
         same = event.index == last[0] and event.done > last[1]
@@ -78,7 +80,8 @@ def follow(bar: Bar, screen: Screen | None) -> "Callable[[DrawingEvent], None]":
         last[:] = event.index, event.done
         detail = f"{event.done} of {event.codes} codes"
         bar.advance(event.pictures * done / event.codes, detail if event.done < event.codes else "")
-        if screen is not None and event.done < event.codes:
+        if screen is not None and event.done < event.codes and time.monotonic() >= due[0]:
             screen.sketch(event.preview())
+            due[0] = time.monotonic() + SKETCH_S
 
     return told
