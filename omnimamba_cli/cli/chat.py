@@ -76,7 +76,7 @@ def command(
 
     \b
     omnimamba chat fox.png
-    omnimamba chat                                   # then /draw a red fox, or /image fox.png
+    omnimamba chat                        # then /draw a red fox, or /image fox.png
     printf 'what is here?\\nhow many?\\n' | omnimamba chat fox.png -q
 
     The picture is looked at once. Each question is answered from the picture alone: the model has learnt
@@ -84,8 +84,7 @@ def command(
     questions and answers first, as in its training's conversations, whose questions did not refer to each
     other either.
 
-    \b
-    /image FILE   /draw PROMPT   /save FILE   /follow on|off   /reset   /help   /quit
+    Commands: /image FILE, /draw PROMPT, /save FILE, /follow on|off, /reset, /help, /quit.
 
     Ctrl-C stops an answer, Ctrl-D ends. From a pipe each line is a question, each answer one line of stdout;
     a line that fails is reported, and the exit code is 6.

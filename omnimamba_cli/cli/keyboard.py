@@ -67,21 +67,21 @@ class Keyboard:
         if self._history is not None:
             with suppress(OSError):
                 readline.read_history_file(str(self._history))
-        readline.set_completer_delims(" \t\n")
+        readline.set_completer_delims("")  # a line is completed as a whole: names of files may have spaces
         readline.set_completer(self._completion)
         readline.parse_and_bind("tab: complete")
         return readline
 
-    def _completion(self, text: str, state: int) -> str | None:
-        assert self._readline is not None
-        found = self.completions(self._readline.get_line_buffer(), text)
+    def _completion(self, line: str, state: int) -> str | None:
+        found = self.completions(line)
         return found[state] if state < len(found) else None
 
-    def completions(self, line: str, word: str) -> list[str]:
-        """What a word may become: a command at the start of a line, a path behind one."""
-        if line == word:
-            return [f"{name} " for name in self._commands if word.startswith("/") and name.startswith(word)]
+    def completions(self, line: str) -> list[str]:
+        """What a line may become: a command, or behind one the path that it begins."""
+        command, space, start = line.partition(" ")
         if not line.startswith("/"):
             return []
-        paths = glob(escape(os.path.expanduser(word)) + "*")
-        return sorted(f"{path}/" if os.path.isdir(path) else path for path in paths)
+        if not space:
+            return [f"{name} " for name in self._commands if name.startswith(command)]
+        paths = glob(escape(os.path.expanduser(start)) + "*")
+        return sorted(f"{command} {path}{os.sep if os.path.isdir(path) else ''}" for path in paths)

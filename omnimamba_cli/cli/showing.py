@@ -34,6 +34,10 @@ class Screen:
         self.out.detail(f"pictures are shown as {way}")
         return way
 
+    def begin(self) -> None:
+        """A drawing that was stopped half-way stays where it is: the next one begins below."""
+        self._sketch_rows = 0
+
     def show(self, picture: "Image") -> None:
         """A finished picture, in the place of the unfinished one."""
         if self.way is not None:
@@ -41,8 +45,8 @@ class Screen:
 
     def sketch(self, picture: "Image") -> None:
         """An unfinished picture, in the place of the one before it."""
-        if self.way not in ("truecolor", "256", "letters"):  # graphics cannot be taken back everywhere
-            return
+        if self.way not in ("truecolor", "256", "letters") or os.environ.get("TERM", "dumb") == "dumb":
+            return  # graphics cannot be taken back everywhere, and dumb terminals take nothing back
         text = self._erase() + self._rendered(picture)
         self._sketch_rows = text.count("\n")
         self.out.note(text.removesuffix("\n"))
@@ -72,6 +76,8 @@ def screen(out: Output) -> Screen | None:
 
 def follow(bar: Bar, screen: Screen | None) -> "Callable[[DrawingEvent], None]":
     """What moves a bar of pictures by parts of them, and shows the first of a batch where there is a screen."""
+    if screen is not None:
+        screen.begin()
     last, due = [0, 0], [0.0]  # first picture of the batch and codes of each; when a sketch is worth its work again
 
     def told(event: "DrawingEvent") -> None:

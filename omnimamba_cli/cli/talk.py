@@ -234,9 +234,7 @@ class Command:
 COMMANDS = {
     "/image": Command(Talk.image, "talk about another picture", "FILE"),
     "/draw": Command(Talk.draw, "draw a picture, then talk about it", "PROMPT"),
-    "/save": Command(
-        Talk.save, f"keep the picture (.png, .jpg, .webp), its state ({STATE}) or the talk (.txt)", "FILE"
-    ),
+    "/save": Command(Talk.save, f"keep the picture (.png), its state ({STATE}) or the talk (.txt)", "FILE"),
     "/follow": Command(Talk.follow, "read each question after the earlier ones, or by itself", "on|off"),
     "/reset": Command(Talk.reset, "forget what was said, keep the picture"),
     "/help": Command(Talk.help, "show this list"),

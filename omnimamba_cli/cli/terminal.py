@@ -35,29 +35,47 @@ def _attributes(reply: bytes) -> list[bytes]:
     return rest.partition(b"c")[0].split(b";") if found else []
 
 
-def asked(terminal: int, query: bytes = QUERY, wait_s: float = WAIT_S) -> bytes:
-    """A terminal's answer to a query that ends with "what are you?"; empty where it has none or cannot be asked."""
+def asked(stream: int, query: bytes = QUERY, wait_s: float = WAIT_S) -> bytes:
+    """A terminal's answer to a query that ends with "what are you?"; empty where it has none or cannot be asked.
+
+    What was typed before the answer came is lost with it.
+    """
     try:
         import termios
         import tty
     except ImportError:  # Windows
         return b""
-    reply = b""
     try:
-        before = termios.tcgetattr(terminal)
-    except termios.error:
-        return reply
-    try:
-        # TCSADRAIN: what was typed ahead is not thrown away
-        tty.setcbreak(terminal, termios.TCSADRAIN)
-        os.write(terminal, query)
-        end = time.monotonic() + wait_s
-        while (left := end - time.monotonic()) > 0 and not (b"\x1b[?" in reply and reply.endswith(b"c")):
-            if not select.select([terminal], [], [], left)[0]:
-                break
-            reply += os.read(terminal, 1024)
+        terminal = os.open(os.ttyname(stream), os.O_RDWR | os.O_NOCTTY)  # the stream itself may be for writing alone
     except OSError:
         return b""
+    try:
+        if not _in_foreground(terminal):  # there, changing how it reads would stop this program
+            return b""
+        before = termios.tcgetattr(terminal)
+        try:
+            tty.setcbreak(terminal, termios.TCSADRAIN)
+            os.write(terminal, query)
+            return _reply(terminal, wait_s)
+        finally:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+    except (OSError, termios.error):
+        return b""
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        os.close(terminal)
+
+
+def _in_foreground(terminal: int) -> bool:
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:  # not the terminal that this program was started from: it has no say here
+        return True
+
+
+def _reply(terminal: int, wait_s: float) -> bytes:
+    reply, end = b"", time.monotonic() + wait_s
+    while (left := end - time.monotonic()) > 0 and not (b"\x1b[?" in reply and reply.endswith(b"c")):
+        if not select.select([terminal], [], [], left)[0]:
+            break
+        reply += os.read(terminal, 1024)
     return reply

@@ -3,7 +3,11 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from omnimamba_cli import __version__
 from omnimamba_cli.config import ModelConfig
@@ -75,12 +79,16 @@ def read(path: Path, directory: Path, config: ModelConfig) -> tuple[InferenceSta
     if said.get("fingerprint") != fingerprint(directory, config):
         other = f"another {name}: its weights differ" if name == config.name else f"{name}, not of {config.name}"
         raise InputError(f"{path}: is a state of {other}", hint="look at the picture again, or name its model with -m")
-    b = config.backbone
-    shapes = {
-        "conv": (b.n_layer, 1, b.d_conv - 1, b.conv_dim),
-        "ssm": (b.n_layer, 1, b.nheads, b.headdim, b.d_state),
-    }
     position, turns = said.get("position", ""), said.get("turns", "")
-    if {n: tuple(t.shape) for n, t in tensors.items()} != shapes or not (position.isdigit() and turns.isdigit()):
+    if not (_fits(tensors, config) and position.isdigit() and turns.isdigit() and int(position) < config.mmu_positions):
         raise InputError(f"{path}: is a damaged state", hint="look at the picture again")
     return InferenceState(tensors["conv"], tensors["ssm"], int(position)), int(turns)
+
+
+def _fits(tensors: Mapping[str, Tensor], config: ModelConfig) -> bool:
+    """Whether the tensors are one row's state of the model, in whole."""
+    like = InferenceState.zeros(config.backbone, 1, torch.device("meta"), torch.float32)
+    wanted = {"conv": like.conv.shape, "ssm": like.ssm.shape}
+    if {name: tensor.shape for name, tensor in tensors.items()} != wanted:
+        return False
+    return all(t.is_floating_point() and bool(t.isfinite().all()) for t in tensors.values())

@@ -106,7 +106,7 @@ def test_without_a_picture_a_question_says_how_to_get_one(say: Say) -> None:
 def test_help_lists_every_command_and_quit_ends(say: Say) -> None:
     result = say(lines=["/help", "/quit", "/help"])
     assert [line.split()[0] for line in result.out.splitlines()] == list(COMMANDS)
-    assert max(map(len, result.out.splitlines())) <= 95
+    assert max(map(len, result.out.splitlines())) <= 80
 
 
 def test_bytes_that_are_no_text_are_asked_all_the_same(say: Say) -> None:
@@ -240,9 +240,11 @@ def test_names_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "fox.png").touch()
     (tmp_path / "folder").mkdir()
     keyboard = Keyboard(Output(), list(COMMANDS), history=None)
-    assert keyboard.completions("/i", "/i") == ["/image "]
-    assert keyboard.completions("/image fo", "fo") == ["folder/", "fox.png"]
-    assert keyboard.completions("wh", "wh") == keyboard.completions("what fo", "fo") == []
+    (tmp_path / "my photo.png").touch()
+    assert keyboard.completions("/i") == ["/image "]
+    assert keyboard.completions("/image fo") == [f"/image folder{os.sep}", "/image fox.png"]
+    assert keyboard.completions("/image my p") == ["/image my photo.png"]
+    assert keyboard.completions("wh") == keyboard.completions("what fo") == []
 
 
 def test_the_history_lies_where_the_platform_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

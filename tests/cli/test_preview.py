@@ -225,7 +225,7 @@ class Written(Output):
 
 
 def test_a_sketch_takes_the_place_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TERM", "linux")
     out = Written()
     screen = Screen(out)
     for _ in range(2):
@@ -239,6 +239,19 @@ def test_a_sketch_takes_the_place_of_the_one_before(monkeypatch: pytest.MonkeyPa
     assert set(others[3]) == {"@", "\n"}
     screen.show(Image.new("RGB", (8, 8)))
     assert out.stderr.getvalue().count("\x1b[J") == 2, "a finished picture stays"
+    screen.sketch(Image.new("RGB", (8, 8)))
+    follow(SimpleNamespace(), screen)
+    screen.sketch(Image.new("RGB", (8, 8)))
+    assert out.stderr.getvalue().count("\x1b[J") == 2, "and so does one that was stopped"
+
+
+def test_a_dumb_terminal_sees_the_finished_picture_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    out = Written()
+    Screen(out).sketch(Image.new("RGB", (8, 8)))
+    assert out.stderr.getvalue() == ""
+    Screen(out).show(Image.new("RGB", (8, 8), "white"))
+    assert set(out.stderr.getvalue()) == {"@", "\n"}
 
 
 def test_without_a_terminal_or_under_quiet_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,9 @@ def test_what_is_no_state_is_refused_by_name(session: Session, seen: Seen, tmp_p
         (tensors, {}, "no state of a picture"),
         (tensors, {**metadata, "version": "2"}, "format 2, this program reads 1"),
         (tensors, {**metadata, "position": "x"}, "damaged"),
+        (tensors, {**metadata, "position": "160"}, "damaged"),
+        ({**tensors, "ssm": tensors["ssm"] * float("nan")}, metadata, "damaged"),
+        ({**tensors, "conv": tensors["conv"].to(torch.int32)}, metadata, "damaged"),
         ({"conv": tensors["conv"]}, metadata, "damaged"),
         ({**tensors, "ssm": tensors["ssm"][:1]}, metadata, "damaged"),
     ]
