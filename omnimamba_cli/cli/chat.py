@@ -76,7 +76,7 @@ def command(
 
     \b
     omnimamba chat fox.png
-    omnimamba chat                        # then /draw a red fox, or /image fox.png
+    omnimamba chat                       # then /draw a red fox, or /image fox.png
     printf 'what is here?\\nhow many?\\n' | omnimamba chat fox.png -q
 
     The picture is looked at once. Each question is answered from the picture alone: the model has learnt

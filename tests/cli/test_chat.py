@@ -162,6 +162,35 @@ def test_what_is_longer_than_training_is_forgotten_with_a_word(say: Say) -> None
 
 
 @pytest.mark.parametrize(
+    ("options", "history", "shows", "follows"),
+    [
+        ([], True, True, False),
+        (["--history", "--show", "--follow"], True, True, True),
+        (["--no-history", "--no-show", "--no-follow"], False, False, False),
+    ],
+)
+def test_history_pictures_and_following_are_options(
+    say: Say, monkeypatch: pytest.MonkeyPatch, options: list[str], history: bool, shows: bool, follows: bool
+) -> None:
+    chats: list[tuple[bool, bool, bool]] = []
+
+    def converse(out: Output, talk: Talk, keyboard: Keyboard) -> int:
+        chats.append((keyboard._history is not None, talk.screen is not None, talk.settings.follow))
+        return 0
+
+    monkeypatch.setattr(chat, "converse", converse)
+    assert say("red.png", *options, lines=[]).code == 0
+    assert chats == [(history, shows, follows)]
+
+
+@pytest.mark.parametrize("form", ["training", "Q {question} A"])
+def test_a_template_reaches_the_question(say: Say, session: Session, tmp_path: Path, form: str) -> None:
+    written = {"training": "In: {question}\nOut:"}.get(form, form)
+    result = say("red.png", "--template", form, "--json", lines=["a?"])
+    assert json.loads(result.out)["caption"] == session.caption(tmp_path / "red.png", "a?", template=written)
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (["gone.png"], 3, "gone.png: no such file"),

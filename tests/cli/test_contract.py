@@ -12,10 +12,10 @@ SAMPLING = "--quantize --temperature --top-k --top-p --min-p --repetition-penalt
 FLAGS = {
     "caption": f"{MODEL} {SAMPLING} --prompt --template --from --max-new-tokens --with-filename --no-filename "
     "--stream --no-stream --fail-fast --questions --save-state --load-state --force",
-    "generate": f"{MODEL} {SAMPLING} --output --count --from --force --skip-existing --format --guidance --candidates "
-    "--metadata --no-metadata --grid --show",
     "chat": f"{MODEL} {SAMPLING.replace(' --batch-size', '')} --template --max-new-tokens --load-state "
     "--follow --no-follow --show --no-show --history --no-history",
+    "generate": f"{MODEL} {SAMPLING} --output --count --from --force --skip-existing --format --guidance --candidates "
+    "--metadata --no-metadata --grid --show",
     "download": "--task --dir --from --dtype --keep --verify --dry-run --force --offline",
     "models": "",
     "remove": "--yes",
