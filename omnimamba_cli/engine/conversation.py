@@ -105,7 +105,7 @@ class Seen:
         sampling: SamplingConfig | None = None,
         seed: int | None = None,
         template: str | None = None,
-    ) -> Generator[TextEvent]:
+    ) -> Generator[TextEvent, None, None]:
         """The answer in pieces as they are written, each ending on a whole character."""
         base = new_seed() if seed is None else seed
         steps = self._decode([self._ids(question, template)], sampling, [base])
