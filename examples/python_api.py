@@ -30,6 +30,13 @@ def main(folder: Path) -> None:
     for question, result in zip(questions, session.captions([foxes[0]] * 3, questions), strict=True):
         print(f"{question:28} {result.text}  ({result.tokens} tokens, {result.finish_reason})")
 
+    # Ask one thing after the other: the picture is looked at once, and what is known of it can be kept in a file.
+    seen = session.look(foxes[0])
+    seen.save(folder / "fox.state", overwrite=True)
+    for question in questions:
+        print(f"{question:28} {session.recall(folder / 'fox.state').ask(question)}")
+    print("in pieces:", *(event.text for event in seen.stream("what is here?")))
+
     # Stream: text as it is written, pictures as they are finished.
     for piece in session.stream_caption(foxes[1], "what is here?"):
         print(piece.text, end="\n" if piece.finished else "", flush=True)

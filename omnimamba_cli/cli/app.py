@@ -24,6 +24,7 @@ from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaErr
 # command: (module in this folder, its line in `omnimamba --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
     "caption": ("caption", "Say what is in pictures, or answer a question about them."),
+    "chat": ("chat", "Ask about a picture, again and again; draw one and ask about it."),
     "generate": ("generate", "Draw pictures from words."),
     "download": ("download", "Fetch the published model and make it ready."),
     "models": ("list_models", "List the installed models."),

@@ -38,6 +38,7 @@ from omnimamba_cli.cli.options import (
     configure,
     given,
 )
+from omnimamba_cli.cli.questions import LoadState, Prompts, Questions, SaveState, ask, sort_out
 from omnimamba_cli.errors import ExitCode, UsageError
 
 
@@ -47,10 +48,8 @@ def command(
         list[str] | None,
         typer.Argument(metavar="IMAGE... [QUESTION]", help="Pictures (- is stdin), then perhaps a question."),
     ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="The question; every argument is then a picture."),
-    ] = None,
+    prompt: Prompts = None,
+    questions: Questions = None,
     template: Annotated[
         str | None,
         typer.Option(
@@ -103,6 +102,8 @@ def command(
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Show a single caption while it is written.")
     ] = True,
+    save_state: SaveState = None,
+    load_state: LoadState = None,
     fail_fast: FailFast = False,
     deterministic: Deterministic = False,
     dry_run: DryRun = False,
@@ -115,12 +116,13 @@ def command(
 
     \b
     omnimamba caption fox.png
-    omnimamba caption fox.png "what colour is the background?"
+    omnimamba caption fox.png -p "what colour is the background?" -p "how many?"
     omnimamba caption photos --recursive --append captions.jsonl
     curl -s https://example.org/cat.jpg | omnimamba caption - "what is here?"
 
     The answer is the likeliest one unless --temperature says otherwise. One picture prints the caption
-    alone; several print NAME, a tab, and the caption on one line each, in order, as they are ready.
+    alone; several print NAME, a tab, and the caption on one line each, in order, as they are ready. Several
+    questions of a picture look at it once, and put QUESTION and a tab before each answer.
 
     A list's lines are names, or objects with "image" and perhaps "question", "seed" and "output". With
     --json the fields are schema, image, sha256, question, text, finish_reason (stop, or length for a
@@ -135,17 +137,16 @@ def command(
         repetition_penalty=repetition_penalty,
         max_new_tokens=max_new_tokens,
     )
-    pictures, question = inputs.split_question(arguments or [], prompt, listed=from_file is not None)
-    inputs.refuse_stdin_twice(from_file == "-", *(p.name == "-" for p in pictures))
-    if not pictures and from_file is None:
+    inputs.refuse_stdin_twice(from_file == "-", questions == "-", *(a == "-" for a in arguments or []))
+    listed = from_file is not None
+    asked = sort_out(
+        arguments or [], prompt, questions, listed, save_state=save_state, load_state=load_state, force=force
+    )
+    pictures, question = asked.pictures, asked.questions[0]
+    if not pictures and not listed:
         raise UsageError("there is no picture to look at", hint='omnimamba caption fox.png "what is here?"')
-    if append is not None and json:
-        raise UsageError("--append writes its JSON lines into the file; --json has nothing to add")
-    if force and skip_existing:
-        raise UsageError("--force and --skip-existing contradict each other")
-    if output is None and skip_existing and from_file is None:
-        raise UsageError("--skip-existing is for answers that go into files", hint="-o '{dir}/{stem}.txt', or --append")
-    opened_up = from_file is not None or any(inputs.means_several(p, recursive) for p in pictures)
+    check_files(output, append, listed=listed, json=json, force=force, skip_existing=skip_existing)
+    opened_up = listed or any(inputs.means_several(p, recursive) for p in pictures)
     several = opened_up or len(pictures) > 1
     if deterministic:
         models.be_deterministic(out)
@@ -167,7 +168,9 @@ def command(
         alone=not several,
     )
     into_files = output is not None or append is not None
-    if stream and not (several or json or dry_run or into_files or inputs.is_url(pictures[0].name)):
+    if stream and not (
+        several or json or dry_run or into_files or asked.needs_memory or inputs.is_url(pictures[0].name)
+    ):
         run.stream(pictures[0])
         return ExitCode.DONE
     found = inputs.expanded(pictures, from_file, nul=nul, recursive=recursive, allow_urls=allow_urls)
@@ -176,7 +179,23 @@ def command(
             run.journal = stack.enter_context(Journal(Path(append), journal_key))
         if dry_run:
             return run.rehearse(found)
-        return run.batch(found, None if opened_up else len(pictures), batch_size, fail_fast)
+        total = None if opened_up else len(pictures)
+        if asked.needs_memory:
+            streams = stream and not (several or json or into_files)
+            return ask(run, asked, found, total, batch_size=batch_size, stream=streams, fail_fast=fail_fast)
+        return run.batch(found, total, batch_size, fail_fast)
+
+
+def check_files(
+    output: str | None, append: str | None, *, listed: bool, json: bool, force: bool, skip_existing: bool
+) -> None:
+    """Raises UsageError for options about files that contradict each other."""
+    if append is not None and json:
+        raise UsageError("--append writes its JSON lines into the file; --json has nothing to add")
+    if force and skip_existing:
+        raise UsageError("--force and --skip-existing contradict each other")
+    if output is None and skip_existing and not listed:
+        raise UsageError("--skip-existing is for answers that go into files", hint="-o '{dir}/{stem}.txt', or --append")
 
 
 def template_text(name: str) -> str:

@@ -1,7 +1,7 @@
 """What `omnimamba generate` does once its options are known: prompts in, a picture file each out, in order."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -9,14 +9,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from omnimamba_cli import __version__
-from omnimamba_cli.cli import targets
+from omnimamba_cli.cli import grids, showing, targets
 from omnimamba_cli.cli.journal import Journal, Key, Record
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.cli.targets import Target
 from omnimamba_cli.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
-    from omnimamba_cli.engine.events import ImageEvent
+    from omnimamba_cli.engine.events import DrawingEvent, ImageEvent
     from omnimamba_cli.engine.session import Session
 
 AT_ONCE = 32  # prompts that are handed to the model together; it makes its own batches of them
@@ -35,6 +35,8 @@ class Run:
     fail_fast: bool = False
     listed: bool = False  # prompts come from a list: one that cannot be drawn does not stop the others
     journal: Journal | None = None
+    sheet: Target | None = None  # all pictures go into one file
+    screen: showing.Screen | None = None  # the pictures are shown, too
     drawn: int = 0
     failed: int = 0
     skipped: int = 0
@@ -109,6 +111,7 @@ class Run:
         settings: dict[str, float | int],
         batch_size: int | None,
         steady: bool,
+        watch: "Callable[[DrawingEvent], None] | None" = None,
     ) -> "Iterator[tuple[Target, ImageEvent] | InputError]":
         """The wanted pictures in order, each as soon as it is drawn, and in their places what is wrong with others."""
         from omnimamba_cli.engine import pipeline
@@ -128,7 +131,11 @@ class Run:
                 for target in good:
                     self.tell_cut(session, target.prompt, cut)
                 events = session.stream_generate(
-                    [t.prompt for t in good], seed=[t.seed for t in good], sampling=sampling, batch_size=batch_size
+                    [t.prompt for t in good],
+                    seed=[t.seed for t in good],
+                    sampling=sampling,
+                    batch_size=batch_size,
+                    watch=watch,
                 )
                 pictures = ((good[event.index], event) for event in events)
                 for item in items:
@@ -197,16 +204,19 @@ class Run:
         """Draws and writes what is wanted; a name that is taken by now is reported and passed over."""
         begun = perf_counter()
         with self.out.progress("drawing") as bar:
-            for found in self.draw(session, wanted, settings, batch_size, steady):
+            watch = showing.follow(bar, self.screen) if bar.shown else None
+            drawn = self.draw(session, wanted, settings, batch_size, steady, watch)
+            for found in grids.gathered(drawn, self.sheet):
                 try:
                     if isinstance(found, InputError):
                         raise found
+                    if self.screen is not None:
+                        self.screen.show(found[1].image)
                     self.keep(session, *found)
                 except InputError as error:
                     self.fail(error)
                     if self.fail_fast:
                         break
-                bar.advance()
         self.out.detail(f"{self.drawn} pictures in {perf_counter() - begun:.1f} s")
 
     def rehearse(self, ready: Iterable[Wanted]) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from omnimamba_cli.cli import inputs, models, targets
+from omnimamba_cli.cli import grids, inputs, models, showing, targets
 from omnimamba_cli.cli.drawing import Run, journal_key
 from omnimamba_cli.cli.journal import Journal
 from omnimamba_cli.cli.options import (
@@ -73,6 +73,12 @@ def command(
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="Write prompt, seed, model and version into a PNG.")
     ] = True,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="One file with all pictures side by side, each with its seed.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the pictures on the terminal, too, while they are drawn.")
+    ] = False,
     model: Model = None,
     offline: Offline = False,
     device: Device = "auto",
@@ -96,7 +102,7 @@ def command(
     """Draw pictures from words.
 
     \b
-    omnimamba generate "a red fox" -o fox.png
+    omnimamba generate "a red fox" -o fox.png --show
     omnimamba generate "a red fox" -n 4 --seed 7 -o fox.png   # to fox-4.png
     omnimamba generate - -o 'out/{prompt-slug}-{seed}.png' < prompts.txt
     omnimamba generate "a red fox" -o - | omnimamba caption - "what is here?"
@@ -123,6 +129,8 @@ def command(
         raise UsageError("--force and --skip-existing contradict each other")
     if append is not None and (json or output == "-"):
         raise UsageError("--append writes JSON lines about files; --json and -o - do not go with it")
+    if append is not None and grid:
+        raise UsageError("--append writes a line for each picture; --grid makes one file of them all")
     listed = prompt == "-" or from_file is not None
     wishes = inputs.wishes(prompt, from_file, nul)
     if deterministic:
@@ -132,9 +140,12 @@ def command(
         # a run that goes on has the seeds that it had
         before = journal.last if journal is not None and journal.last is not None else {}
         drawn_seed = before.get("run_seed", models.new_seed()) if seed is None else seed
-        planned = targets.plan(wishes, count, drawn_seed, output, format_choice)
         run = Run(out, drawn_seed, force, skip_existing, metadata, fail_fast, listed, journal)
-        ready = run.ready(planned)
+        if grid:
+            run.sheet, pictures = grids.plan(list(wishes), count, drawn_seed, output, format_choice)
+            ready = run.ready([run.sheet])
+        else:
+            ready = run.ready(targets.plan(wishes, count, drawn_seed, output, format_choice))
         if dry_run:
             return run.rehearse(ready)
         ready = run.before_any_work(ready)
@@ -143,5 +154,6 @@ def command(
             if seed is None:
                 out.note(f"seed {drawn_seed}")
             steady = deterministic or "-" not in (prompt, from_file)
-            run.keep_all(session, chain([first], ready), settings, batch_size, steady)
+            run.screen = showing.screen(out) if show else None
+            run.keep_all(session, pictures if grid else chain([first], ready), settings, batch_size, steady)
         return run.sum_up()

@@ -54,6 +54,11 @@ class Bar:
         self._progress = rich_progress
         self._task = rich_progress.add_task(label, total=total, detail="") if rich_progress else None
 
+    @property
+    def shown(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return self._progress is not None
+
     def advance(self, steps: float = 1, detail: str | None = None) -> None:
         """Moves on by `steps`; `detail` is a short text behind the bar, such as "loss 2.31"."""
         if self._progress is not None and self._task is not None:
@@ -155,6 +160,12 @@ class Output:
                 yield Bar(self._live, label, total)
         finally:
             self._live = None
+
+    # the keyboard
+
+    def ask(self, prompt: str) -> str:
+        """A line typed at a terminal, edited by readline where that was imported. EOFError ends it."""
+        return input(prompt)
 
     # inside
 

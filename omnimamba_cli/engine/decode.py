@@ -10,26 +10,34 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.config import SamplingConfig
-from omnimamba_cli.engine.decoder import decoder_for
+from omnimamba_cli.engine.decoder import WATCHED, Watch, decoder_for
 from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, uniforms
 from omnimamba_cli.engine.steps import steps_for
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.state import InferenceState
 
 
 @torch.inference_mode()
 def decode_text(
-    model: OmniMamba, prefix: Tensor, config: SamplingConfig, *, steps: int, seeds: list[int]
+    model: OmniMamba,
+    prefix: Tensor,
+    config: SamplingConfig,
+    *,
+    steps: int,
+    seeds: list[int],
+    state: InferenceState | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Text tokens after an embedded prefix (b l d), step by step: lists of (row, token).
 
+    With a state of b rows the prefix goes on where it stands; the state is used up.
     A row ends with the end-of-text id (which is given) or after `steps` tokens; its memory is dropped then and the
     other rows go on. Scores are never kept.
     """
     if (decoder := decoder_for(model, "mmu")) is not None:
-        yield from decoder.text(model, prefix, config, steps=steps, seeds=seeds)
+        yield from decoder.text(model, prefix, config, steps=steps, seeds=seeds, state=state)
         return
     end = model.config.text.eos_id
-    state = model.new_state(len(prefix))
+    state = model.new_state(len(prefix)) if state is None else state
     logits = model.logits(model(prefix, "mmu", state)[:, -1], "mmu").float()
     following = steps_for(model, "mmu", state)
     rows = torch.arange(len(prefix))
@@ -56,15 +64,22 @@ def decode_text(
 
 @torch.inference_mode()
 def decode_image(
-    model: OmniMamba, prefix_ids: Tensor, config: SamplingConfig, *, seeds: list[int], copies: int = 1
+    model: OmniMamba,
+    prefix_ids: Tensor,
+    config: SamplingConfig,
+    *,
+    seeds: list[int],
+    copies: int = 1,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Codes (b codes) of pictures from whole prefixes (b / copies, l), each read once and drawn `copies` times.
 
     With guidance, prefix_ids holds twice as many rows: the captioned ones, then the same number with an empty
-    caption; both halves run as one batch and share the code that is drawn.
+    caption; both halves run as one batch and share the code that is drawn. Every few steps `watch` is called with the
+    codes that are there, (b done) on the CPU.
     """
     if (decoder := decoder_for(model, "t2i")) is not None:
-        return decoder.image(model, prefix_ids, config, seeds=seeds, copies=copies)
+        return decoder.image(model, prefix_ids, config, seeds=seeds, copies=copies, watch=watch)
     twice = config.guidance != 1
     codes = model.config.vq.codes
     state = model.new_state(len(prefix_ids))
@@ -78,6 +93,8 @@ def decode_image(
     for step in range(codes):
         token = choose(guided(logits, config.guidance) if twice else logits, config, draws[:, step])
         chosen.append(token)
+        if watch is not None and (step + 1 == codes or (step + 1) % WATCHED == 0):
+            watch(torch.stack(chosen, dim=1).cpu())
         if step + 1 < codes:
             logits = following(token.repeat(2) if twice else token)
     return torch.stack(chosen, dim=1)

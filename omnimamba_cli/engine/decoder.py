@@ -5,7 +5,7 @@ than CUDA the same code runs step by step (tests do that); engine/decode.py has 
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -18,11 +18,16 @@ from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, u
 from omnimamba_cli.errors import InputError
 from omnimamba_cli.model.lora import is_merged
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.model.stepping import StepMemory, Stepper, embedding_tables
 from omnimamba_cli.ops import registry
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, uniform_now
 from omnimamba_cli.ops.step import StepKernels
 
+Watch = Callable[[Tensor], None]  # is told codes (b done) of pictures while they are drawn
+Fetched = tuple[Tensor, "torch.cuda.Event | None"]
+
+WATCHED = 16  # steps between two calls of a Watch
 CHUNK = 4  # steps between two looks at what was written: a stop is noticed up to twice as many steps late
 RING = 1024  # steps whose numbers and tokens are kept
 RULES = 4  # recorded steps kept for one number of rows
@@ -155,7 +160,10 @@ class Decoder:
         if self.kernels.reading is not None:
             self.stepper.read(self._placed(x), memory)
             return
-        state = memory.new_state()
+        self._go_on(model, x, memory, memory.new_state())
+
+    def _go_on(self, model: OmniMamba, x: Tensor, memory: StepMemory, state: InferenceState) -> None:
+        """Embedded x (rows l d) after a state: the model's own forward, since fused reading begins from nothing."""
         memory.logits.copy_(model.logits(model(x, self.task, state)[:, -1], self.task))
         memory.take(state)
 
@@ -163,14 +171,24 @@ class Decoder:
         return x + self.places[: x.shape[1]]
 
     def text(
-        self, model: OmniMamba, prefix: Tensor, config: SamplingConfig, *, steps: int, seeds: list[int]
+        self,
+        model: OmniMamba,
+        prefix: Tensor,
+        config: SamplingConfig,
+        *,
+        steps: int,
+        seeds: list[int],
+        state: InferenceState | None = None,
     ) -> Iterator[list[tuple[int, int]]]:
         """See decode.decode_text."""
-        self._check(prefix.shape[1], steps)
+        self._check(prefix.shape[1] + (state.position if state else 0), steps)
         program = self.program(len(prefix), self.rule(config), RING)
         program.memory.busy = True
         try:
-            self.read(model, prefix, program.memory)
+            if state is None:
+                self.read(model, prefix, program.memory)
+            else:
+                self._go_on(model, prefix, program.memory, state)
             draws = uniforms(seeds, steps).t().contiguous().to(self.device) if config.temperature > 0 else None
             self._feed(program, draws, 0)
             self._begin(program)
@@ -198,10 +216,7 @@ class Decoder:
                 flying.append(_fetch(program.buffers.tokens[slot : slot + count]))
                 launched += count
             if len(flying) > 1 or launched == steps:
-                tokens, ready = flying.popleft()
-                if ready is not None:
-                    ready.synchronize()
-                yield tokens.tolist()
+                yield _landed(flying.popleft()).tolist()
 
     def _feed(self, program: Program, draws: Tensor | None, step: int) -> None:
         """Put the numbers that are drawn with from `step` on where they are read, half a ring at a time."""
@@ -211,7 +226,14 @@ class Decoder:
             program.buffers.uniform[step % RING :][: len(part)] = part
 
     def image(
-        self, model: OmniMamba, prefix_ids: Tensor, config: SamplingConfig, *, seeds: list[int], copies: int = 1
+        self,
+        model: OmniMamba,
+        prefix_ids: Tensor,
+        config: SamplingConfig,
+        *,
+        seeds: list[int],
+        copies: int = 1,
+        watch: Watch | None = None,
     ) -> Tensor:
         """See decode.decode_image."""
         codes, rule = self.config.vq.codes, self.rule(config)
@@ -222,9 +244,17 @@ class Decoder:
             self.read(model, model.embed_caption(prefix_ids), program.memory)
             program.buffers.uniform.copy_(uniforms(seeds, codes).t())
             self._begin(program)
-            for _ in range(codes - 1):
+            tokens, flying = program.buffers.tokens, deque[Fetched]()
+            for step in range(1, codes):
                 program.step()
-            return program.buffers.tokens.t().clone()
+                if watch is not None and (step + 1 == codes or (step + 1) % WATCHED == 0):
+                    flying.append(_fetch(tokens[: step + 1]))
+                    if len(flying) > 1:  # later steps are under way: looking costs no pause
+                        watch(_landed(flying.popleft()).t())
+            for fetched in flying:
+                assert watch is not None
+                watch(_landed(fetched).t())
+            return tokens.t().clone()
         finally:
             program.memory.busy = False
 
@@ -267,7 +297,7 @@ def _choice(t: DrawBuffers, rule: DrawRule) -> Tensor:
     return choose(scores, config, uniform_now(t) if rule.temperature > 0 else None)
 
 
-def _fetch(tokens: Tensor) -> tuple[Tensor, "torch.cuda.Event | None"]:
+def _fetch(tokens: Tensor) -> Fetched:
     """Tokens on their way to the CPU, and what says that they are there."""
     if not tokens.is_cuda:
         return tokens.clone(), None
@@ -276,6 +306,14 @@ def _fetch(tokens: Tensor) -> tuple[Tensor, "torch.cuda.Event | None"]:
     ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
     ready.record()
     return here, ready
+
+
+def _landed(fetched: Fetched) -> Tensor:
+    """The tokens, once they are there."""
+    tokens, ready = fetched
+    if ready is not None:
+        ready.synchronize()
+    return tokens
 
 
 _decoders: WeakKeyDictionary[OmniMamba, dict[Task, Decoder]] = WeakKeyDictionary()

@@ -1,5 +1,6 @@
 """What a session gives back: answers, pieces of answers, and pictures."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,3 +38,14 @@ class ImageEvent:
     seed: int
     image: Image.Image
     seconds: float  # of the batch it was part of
+
+
+@dataclass(frozen=True)
+class DrawingEvent:
+    """A batch of pictures that is being drawn, now and then while it is."""
+
+    index: int  # of its first picture
+    pictures: int  # in the batch
+    done: int  # codes of each picture
+    codes: int  # of a whole picture
+    preview: Callable[[], Image.Image]  # the first picture (of candidates, the first one) as far as it is; works for it

@@ -1,11 +1,15 @@
 """Codes to pixels, one picture at a time: channels last on CUDA, and where steps are recorded, recorded too."""
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from omnimamba_cli.data.images import pixels_to_image
 from omnimamba_cli.engine.recording import Recording
 from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.ops import registry
+
+UNDRAWN = (128, 128, 128)
 
 
 class PixelDecoder:
@@ -36,6 +40,17 @@ class PixelDecoder:
         self._codes.copy_(codes)
         self._recording()
         return self._pixels
+
+    @torch.inference_mode()
+    def unfinished(self, codes: Tensor) -> Image.Image:
+        """A picture of which the first codes (done) are known; the rows of codes that are not whole yet are gray."""
+        config = self.vq.config
+        missing = config.codes - len(codes)
+        known = torch.cat([codes, codes[-1:].expand(missing)]).to(self._device)
+        picture = pixels_to_image(self(known[None])[0])
+        whole = len(codes) // config.grid * config.downsample  # pixels from above
+        picture.paste(UNDRAWN, (0, whole, *picture.size))
+        return picture
 
     def _decode(self, codes: Tensor) -> Tensor:
         pixels: Tensor = self.vq.decode(codes)

@@ -1,9 +1,9 @@
 """A loaded model and what it can do: the Python API, and what every command calls. Prints nothing."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,11 @@ from omnimamba_cli.config import ModelConfig, SamplingConfig, Task
 from omnimamba_cli.data import sequences
 from omnimamba_cli.data.images import Source, load_image, pixels_to_image, tower_pixels
 from omnimamba_cli.data.tokenizer import TextTokenizer
-from omnimamba_cli.engine import decode, hub, runtime
+from omnimamba_cli.engine import answering, decode, hub, runtime
 from omnimamba_cli.engine.checkpoint import load_directory
-from omnimamba_cli.engine.events import CaptionResult, FinishReason, ImageEvent, TextEvent
+from omnimamba_cli.engine.conversation import Seen
+from omnimamba_cli.engine.decoder import Watch
+from omnimamba_cli.engine.events import CaptionResult, DrawingEvent, ImageEvent, TextEvent
 from omnimamba_cli.engine.pixels import PixelDecoder
 from omnimamba_cli.engine.sampling import candidate_seed, new_seed, seeds_of
 from omnimamba_cli.engine.task_models import load_for_task
@@ -108,22 +110,11 @@ class Session:
         if len(asked) != len(images):
             raise ValueError(f"{len(images)} pictures, but {len(asked)} questions: give one each")
         seeds = seeds_of(seed, len(images))
-        results: dict[int, CaptionResult] = {}
-        # only questions of one length share a batch: padding would change the answers
-        for length in sorted({len(ids) for ids in asked}):
-            rows = [i for i, ids in enumerate(asked) if len(ids) == length]
-            start = time.perf_counter()
-            written: dict[int, list[int]] = {i: [] for i in rows}
-            events = self._decode(
-                [images[i] for i in rows], [asked[i] for i in rows], sampling, [seeds[i] for i in rows]
-            )
-            for step in events:
-                for row, token in step:
-                    written[rows[row]].append(token)
-            seconds = time.perf_counter() - start
-            for i, ids in written.items():
-                results[i] = CaptionResult(self.tokenizer.decode(ids).strip(), self._reason(ids), len(ids), seconds)
-        return [results[i] for i in range(len(images))]
+
+        def decode_rows(rows: list[int]) -> answering.Steps:
+            return self._decode([images[i] for i in rows], [asked[i] for i in rows], sampling, [seeds[i] for i in rows])
+
+        return answering.gather(self.config, self.tokenizer, asked, decode_rows)
 
     def stream_caption(
         self,
@@ -135,18 +126,20 @@ class Session:
         template: str | None = None,
     ) -> Iterator[TextEvent]:
         """The answer in pieces as they are written, each ending on a whole character."""
-        stream, ids = self.tokenizer.stream(), list[int]()
         base = new_seed() if seed is None else seed
-        begun = False
-        for step in self._decode([image], [self._question(question, template)], sampling, [base]):
-            ids.append(step[0][1])
-            piece = stream.push(ids[-1])
-            piece = piece if begun else piece.lstrip()
-            begun = begun or bool(piece)
-            if piece:
-                yield TextEvent(piece, tokens=len(ids))
-        rest = stream.finish()
-        yield TextEvent(rest if begun else rest.lstrip(), True, self._reason(ids), len(ids))
+        steps = self._decode([image], [self._question(question, template)], sampling, [base])
+        yield from answering.pieces(self.config, self.tokenizer, steps)
+
+    def look(self, image: Source) -> Seen:
+        """Look at a picture once, to ask many questions about it: `session.look("fox.png").ask("how many?")`.
+
+        Raises InputError for a bad picture, CheckpointError for a model that only draws.
+        """
+        return Seen.at(self, image)
+
+    def recall(self, path: str | Path) -> Seen:
+        """What `Seen.save` wrote, without its picture. Raises InputError for another model's, or no such file."""
+        return Seen.load(self, Path(path))
 
     def question_length(self, question: str | None, template: str | None = None) -> int:
         """Tokens of a question in its template; pictures with questions of one length share a batch.
@@ -156,55 +149,38 @@ class Session:
         return len(self._question(question, template))
 
     def _question(self, question: str | None, template: str | None) -> list[int]:
-        text = question if question and question.strip() else self.config.default_question
-        ids = sequences.question_ids(self.tokenizer, template or self.config.prompt, text)
-        room = self.config.mmu_positions - sequences.mmu_length(self.config, 0)
-        if len(ids) >= room:
-            raise InputError(
-                f"the question has {len(ids)} tokens; {room - 1} fit beside a picture "
-                f"({self.config.mmu_positions} positions in all)",
-                hint="ask a shorter question",
-            )
-        return ids
+        used = sequences.mmu_length(self.config, 0)
+        return answering.question_ids(self.config, self.tokenizer, question, template, used=used)
 
     def _decode(
         self, images: Sequence[Source], asked: list[list[int]], sampling: SamplingConfig | None, seeds: list[int]
-    ) -> Iterator[list[tuple[int, int]]]:
+    ) -> answering.Steps:
         """Steps of (row, token) for questions of one length."""
         config = sampling or self.config.caption_sampling
-        used = sequences.mmu_length(self.config, len(asked[0]))
-        # the last token is written, never read
-        room = self.config.mmu_positions - used + 1
-        default = self.config.caption_sampling.max_new_tokens
-        if config.max_new_tokens > room and config.max_new_tokens != default:
-            raise InputError(
-                f"{config.max_new_tokens} new tokens after {used} are past the model's limit of "
-                f"{self.config.mmu_positions} positions",
-                hint=f"--max-new-tokens {room} is the most here",
-            )
+        steps = answering.most_steps(self.config, config, used=sequences.mmu_length(self.config, len(asked[0])))
         prefix = self.embed_question(images, asked)
-        steps = min(config.max_new_tokens, room)
         return decode.decode_text(self.for_task("mmu"), prefix, config, steps=steps, seeds=seeds)
 
     @torch.inference_mode()
     def embed_question(self, images: Sequence[Source], asked: list[list[int]]) -> Tensor:
         """Pictures and question ids of one length, embedded (b l d)."""
+        ids = torch.tensor(asked, device=self.device)
+        return torch.cat([self.embed_images(images), self.for_task("mmu").embed_text(ids)], dim=1)
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Source]) -> Tensor:
+        """Pictures and all that stands between them and a question, embedded (b l d)."""
         if not self.config.towers:
             raise CheckpointError(f"{self.config.name} has no image encoder, it can only draw")
         size = self.config.vision_image_size
         pixels = torch.stack([tower_pixels(load_image(image), size) for image in images]).to(self.device)
         model, towers = self.for_task("mmu"), self.towers
         patches = towers(pixels.to(towers.dtype) / 255)
-        ids = torch.tensor(asked, device=self.device)
         before, after = (
             torch.tensor([part(self.config)] * len(images), device=self.device)
             for part in (sequences.mmu_prefix, sequences.mmu_middle)
         )
-        parts = [model.embed_text(before), model.embed_patches(patches), model.embed_text(after), model.embed_text(ids)]
-        return torch.cat(parts, dim=1)
-
-    def _reason(self, ids: list[int]) -> FinishReason:
-        return "stop" if ids and ids[-1] == self.config.text.eos_id else "length"
+        return torch.cat([model.embed_text(before), model.embed_patches(patches), model.embed_text(after)], dim=1)
 
     # drawing
 
@@ -233,8 +209,12 @@ class Session:
         seed: int | Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
+        watch: Callable[[DrawingEvent], None] | None = None,
     ) -> Iterator[ImageEvent]:
-        """Pictures as they are finished, prompt by prompt, n of each; seed: the first's, or one for each picture."""
+        """Pictures as they are finished, prompt by prompt, n of each; seed: the first's, or one for each picture.
+
+        `watch` is told now and then how far they are.
+        """
         config = sampling or self.config.image_sampling
         if not self.config.caption_dropout and config.guidance != 1:
             if sampling is not None:
@@ -248,21 +228,36 @@ class Session:
             begun = time.perf_counter()
             batch = jobs[start : start + size]
             seeds = every_seed[start : start + size]
-            images = self._draw_best(batch, config, seeds)
+            images = self._draw_best(batch, config, seeds, self._watcher(watch, start, len(batch)))
             seconds = time.perf_counter() - begun
             for i, image in enumerate(images):
                 yield ImageEvent(start + i, batch[i], seeds[i], image, seconds)
 
-    def _draw_best(self, prompts: list[str], config: SamplingConfig, seeds: list[int]) -> list[Image.Image]:
+    def _watcher(self, watch: Callable[[DrawingEvent], None] | None, index: int, pictures: int) -> Watch | None:
+        """What tells `watch` about codes (b done)."""
+        if watch is None:
+            return None
+        total = self.config.vq.codes
+
+        def told(codes: Tensor) -> None:
+            preview = partial(self.pixels.unfinished, codes[0])
+            watch(DrawingEvent(index, pictures, codes.shape[1], total, preview))
+
+        return told
+
+    def _draw_best(
+        self, prompts: list[str], config: SamplingConfig, seeds: list[int], watch: Watch | None
+    ) -> list[Image.Image]:
         """One picture a prompt: of its candidates the one whose prompt the model itself reads out of it best."""
         k = config.candidates
         if k == 1:
-            return self._draw(prompts, config, seeds)
+            return self._draw(prompts, config, seeds, watch)
         if not self.config.towers:
             raise InputError(
                 f"candidates {k} are told apart by looking; {self.config.name} cannot", hint="--candidates 1"
             )
-        drawn = self._draw(prompts, config, [candidate_seed(seed, j) for seed in seeds for j in range(k)], copies=k)
+        several = [candidate_seed(seed, j) for seed in seeds for j in range(k)]
+        drawn = self._draw(prompts, config, several, watch, copies=k)
         scores = [self.likelihood(drawn[i * k : (i + 1) * k], prompt) for i, prompt in enumerate(prompts)]
         return [drawn[i * k + int(score.argmax())] for i, score in enumerate(scores)]
 
@@ -287,14 +282,14 @@ class Session:
 
     @torch.inference_mode()
     def _draw(
-        self, prompts: list[str], config: SamplingConfig, seeds: list[int], *, copies: int = 1
+        self, prompts: list[str], config: SamplingConfig, seeds: list[int], watch: Watch | None, *, copies: int = 1
     ) -> list[Image.Image]:
         """A picture a seed: `copies` of each prompt, one after the other."""
         captions = self.tokenizer.encode_batch(prompts)
         if config.guidance != 1:
             captions += [[]] * len(prompts)
         prefix = torch.tensor([sequences.t2i_prefix(self.config, ids) for ids in captions], device=self.device)
-        codes = decode.decode_image(self.for_task("t2i"), prefix, config, seeds=seeds, copies=copies)
+        codes = decode.decode_image(self.for_task("t2i"), prefix, config, seeds=seeds, copies=copies, watch=watch)
         # one by one: in a batch convolutions round otherwise, and a pixel would depend on its neighbours' number
         return [pixels_to_image(self.pixels(row[None])[0]) for row in codes]
 

@@ -42,3 +42,9 @@ class InferenceState:
     def clone(self) -> "InferenceState":
         """An independent copy."""
         return InferenceState(self.conv.clone(), self.ssm.clone(), self.position)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "InferenceState":
+        """A copy on a device, for a model of the dtype; the sums stay as wide as `zeros` makes them."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        conv, ssm = self.conv.to(device, dtype, copy=True), self.ssm.to(device, wide, copy=True)
+        return InferenceState(conv, ssm, self.position)

@@ -127,6 +127,7 @@ class FakeSession:
         seed: Sequence[int],
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
+        watch: object = None,
     ) -> Iterator[SimpleNamespace]:
         self.drawn.append((list(prompts), list(seed), sampling, batch_size))
         for i, prompt in enumerate(prompts):

@@ -7,6 +7,8 @@ model is the real thing.
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 from PIL import Image
@@ -33,6 +35,12 @@ class LightSession(FakeSession):
         texts = [" ".join(map(str, image.getpixel((0, 0)))) for image in images]
         return [SimpleNamespace(text=text, finish_reason="stop", tokens=3, seconds=PICTURE_S) for text in texts]
 
+    def look(self, image: Image.Image) -> "LightSeen":
+        return LightSeen(self, image)
+
+    def recall(self, path: Path) -> "LightSeen":
+        return LightSeen(self, Image.open(path))
+
     def stream_caption(self, image: Image.Image, question: str | None, **options: object) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(text=" ".join(map(str, image.getpixel((0, 0)))), finish_reason="stop")
 
@@ -43,10 +51,26 @@ class LightSession(FakeSession):
         seed: Sequence[int],
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
+        watch: object = None,
     ) -> Iterator[SimpleNamespace]:
         for event in super().stream_generate(prompts, seed=seed, sampling=sampling, batch_size=batch_size):
             time.sleep(PICTURE_S)
             yield event
+
+
+@dataclass
+class LightSeen:
+    session: LightSession
+    image: Image.Image
+
+    def answers(self, questions: Sequence[str | None], **options: object) -> list[SimpleNamespace]:
+        return self.session.captions([self.image] * len(questions), questions, **options)
+
+    def stream(self, question: str | None, **options: object) -> Iterator[SimpleNamespace]:
+        return self.session.stream_caption(self.image, question, **options)
+
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
+        self.image.save(path, "png")
 
 
 def main() -> int:

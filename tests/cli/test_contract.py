@@ -26,9 +26,12 @@ STAGE = (
     "--lr --warmup --checkpoint-activations --eval-every --eval-samples"
 )
 FLAGS = {
-    "caption": f"{MODEL} {SAMPLING} {MANY} --prompt --template --recursive --allow-urls --max-new-tokens "
-    "--with-filename --no-filename --stream --no-stream",
-    "generate": f"{MODEL} {SAMPLING} {MANY} --count --format --guidance --candidates --metadata --no-metadata",
+    "caption": f"{MODEL} {SAMPLING} {MANY} --prompt --questions --template --recursive --allow-urls --max-new-tokens "
+    "--with-filename --no-filename --stream --no-stream --save-state --load-state",
+    "chat": f"{MODEL} {SAMPLING.replace(' --batch-size', '')} --template --max-new-tokens --load-state "
+    "--follow --no-follow --show --no-show --history --no-history",
+    "generate": f"{MODEL} {SAMPLING} {MANY} --count --format --guidance --candidates --metadata --no-metadata --grid "
+    "--show",
     "download": "--task --dir --from --dtype --keep --verify --dry-run --force --offline",
     "models": "",
     "remove": "--yes",

@@ -173,6 +173,9 @@ def test_every_shown_line_about_pictures_runs(tmp_path: Path, where: str, line: 
     shutil.copy(here / "photos" / "a.jpg", tmp_path / "photos" / "a.jpg")
     for name in ("prompts.txt", "list.txt"):
         (here / name).write_text("a red fox\ntwo cats\n" if name == "prompts.txt" else "photos/a.jpg\nphotos/b.jpg\n")
+    (here / "questions.txt").write_text("what is here?\nhow many?\n")
+    if "--load-state" in line:
+        Image.new("RGB", (8, 8), "red").save(here / "fox.state", "png")  # what the quick model writes
     (here / "jobs.jsonl").write_text('{"prompt": "a red fox", "seed": 7, "output": "out/fox.png"}\n')
     (here / "questions.jsonl").write_text('{"image": "photos/a.jpg", "question": "how many?"}\n')
     env = environment(PATH=f"{programs}:/usr/local/bin:/usr/bin:/bin", MANWIDTH="80")

@@ -91,6 +91,23 @@ def test_text_is_that_of_the_plain_loop(mmu: OmniMamba, config: SamplingConfig) 
     assert len({len(row) for row in want}) > 1 or config.temperature == 0, "rows end at different steps"
 
 
+@pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_text_goes_on_after_a_state(mmu: OmniMamba, config: SamplingConfig) -> None:
+    whole = prefix()
+    want = text(mmu, whole, config, list(range(6)))
+    d, cut = Decoder(mmu, "mmu", StepKernels()), whole.shape[1] - 2
+    with torch.inference_mode():
+        state = mmu.new_state(6)
+        mmu(whole[:, :cut], "mmu", state)
+        fresh = [state.clone() for _ in range(2)]
+        seeds = list(range(6))
+        rest = whole[:, cut:]
+        assert written(d.text(mmu, rest, config, steps=STEPS, seeds=seeds, state=fresh[0]), 6) == want
+        assert written(decode.decode_text(mmu, rest, config, steps=STEPS, seeds=seeds, state=fresh[1]), 6) == want
+        with pytest.raises(InputError, match="past the model's limit"):
+            next(d.text(mmu, rest, config, steps=mmu.config.mmu_positions - cut, seeds=seeds, state=state))
+
+
 def test_steps_are_a_limit(mmu: OmniMamba) -> None:
     d = Decoder(mmu, "mmu", StepKernels())
     whole = fast_text(d, mmu, prefix(), SAMPLED)
@@ -149,6 +166,20 @@ def test_pictures_are_those_of_the_plain_loop(t2i: OmniMamba, config: SamplingCo
         assert torch.equal(d.image(t2i, ids, config, seeds=[3, 4]), want)
         several = d.image(t2i, ids, config, seeds=[3, 4, 5, 6], copies=2)
     assert torch.equal(several, decode.decode_image(t2i, ids, config, seeds=[3, 4, 5, 6], copies=2))
+
+
+def test_codes_are_told_while_they_are_drawn(t2i: OmniMamba, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, config = captions([1, 2, 3], [4]), SAMPLED
+    for module in (decode, decoder):
+        monkeypatch.setattr(module, "WATCHED", 7)
+    want = decode.decode_image(t2i, ids, config, seeds=[3, 4])
+    d = Decoder(t2i, "t2i", StepKernels())
+    for draw in (decode.decode_image, d.image):
+        told: list[Tensor] = []
+        with torch.inference_mode():
+            assert torch.equal(draw(t2i, ids, config, seeds=[3, 4], watch=told.append), want)
+        assert [len(codes[0]) for codes in told] == [*range(7, want.shape[1], 7), want.shape[1]]
+        assert all(torch.equal(codes, want[:, : codes.shape[1]]) for codes in told)
 
 
 def test_the_state_after_steps_is_that_of_a_prefill(mmu: OmniMamba) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 import omnimamba_cli as om
 from omnimamba_cli.config import ModelConfig, SamplingConfig
 from omnimamba_cli.data import sequences
+from omnimamba_cli.engine.events import DrawingEvent
 from omnimamba_cli.engine.sampling import candidate_seed
 from omnimamba_cli.engine.session import Session
 from omnimamba_cli.errors import CheckpointError, InputError
@@ -164,6 +165,33 @@ def test_events_say_which_picture_of_which_prompt(session: Session) -> None:
     events = list(session.stream_generate(["a", "b"], n=2, seed=100, batch_size=3, sampling=DRAWN))
     assert [(e.index, e.prompt, e.seed) for e in events] == [(0, "a", 100), (1, "a", 101), (2, "b", 102), (3, "b", 103)]
     assert {e.image.size for e in events} == {(32, 32)}
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_a_watcher_is_told_how_far_a_batch_is(
+    session: Session, monkeypatch: pytest.MonkeyPatch, candidates: int
+) -> None:
+    monkeypatch.setattr("omnimamba_cli.engine.decode.WATCHED", 16)
+    told: list[DrawingEvent] = []
+    previews: list[Image.Image] = []
+
+    def watch(event: DrawingEvent) -> None:
+        told.append(event)
+        previews.append(event.preview())
+
+    sampling = replace(DRAWN, candidates=candidates)
+    options = {"seed": 3, "batch_size": 2, "sampling": sampling}
+    drawn = list(session.stream_generate(["a", "b", "c"], **options, watch=watch))
+    assert same([e.image for e in drawn], [e.image for e in session.stream_generate(["a", "b", "c"], **options)])
+    assert [(e.index, e.pictures, e.done, e.codes) for e in told] == [
+        (index, pictures, done, 64) for index, pictures in ((0, 2), (2, 1)) for done in (16, 32, 48, 64)
+    ]
+    # half of the codes: the upper half of the picture
+    half = np.asarray(previews[1])
+    assert (half[16:] == 128).all()
+    assert (half[:12] != 128).any()
+    if candidates == 1:
+        assert previews[3].tobytes() == drawn[0].image.tobytes()
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\U0001f98a\u72d0", "fox " * 3000, "a\udc80b"])

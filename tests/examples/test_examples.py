@@ -37,7 +37,7 @@ def test_the_python_api_example_runs(
     runpy.run_path(str(ROOT / "examples" / "python_api.py"))["main"](tmp_path / "out")
     assert capsys.readouterr().out.count("tokens") == 3
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"fox.png", "a-cat-1.png", "two-blue-cars-2.png", "house.png"}
+    assert written == {"fox.png", "fox.state", "a-cat-1.png", "two-blue-cars-2.png", "house.png"}
 
 
 def with_a_command(tiny_model: Path, folder: Path) -> dict[str, str]:

@@ -1,0 +1,149 @@
+"""`omnimamba chat`: questions about a picture, one after the other, on a terminal or through a pipe."""
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from omnimamba_cli.cli import inputs, models, showing, talk
+from omnimamba_cli.cli.app import as_known
+from omnimamba_cli.cli.caption import template_text
+from omnimamba_cli.cli.captioning import read
+from omnimamba_cli.cli.keyboard import Keyboard, history_file
+from omnimamba_cli.cli.options import (
+    Color,
+    Device,
+    Dtype,
+    Json,
+    MaxNewTokens,
+    MinP,
+    Model,
+    Offline,
+    Quantize,
+    Quiet,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    Verbose,
+    configure,
+    given,
+)
+from omnimamba_cli.cli.output import Output
+from omnimamba_cli.cli.questions import LoadState
+from omnimamba_cli.cli.talk import Settings, Talk
+from omnimamba_cli.errors import ExitCode, UsageError
+
+
+def command(
+    ctx: typer.Context,
+    image: Annotated[str | None, typer.Argument(metavar="[IMAGE]", help="The picture to talk about.")] = None,
+    load_state: LoadState = None,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Read each question after the earlier ones and their answers.")
+    ] = False,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template",
+            metavar="NAME|TEXT",
+            help="How a question is put, as for caption.",
+            show_default=False,
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show/--no-show", help="Show drawn pictures on a terminal.")] = True,
+    history: Annotated[
+        bool, typer.Option("--history/--no-history", help="Remember the lines that are typed at a terminal.")
+    ] = True,
+    model: Model = None,
+    offline: Offline = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    max_new_tokens: MaxNewTokens = None,
+    seed: Seed = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    color: Color = "auto",
+) -> int:
+    """Ask about a picture, again and again; draw one and ask about it.
+
+    \b
+    omnimamba chat fox.png
+    omnimamba chat                       # then /draw a red fox, or /image fox.png
+    printf 'what is here?\\nhow many?\\n' | omnimamba chat fox.png -q
+
+    The picture is looked at once. Each question is answered from the picture alone: the model has learnt
+    single questions, so "and what colour is it?" does not know what "it" was. --follow reads the earlier
+    questions and answers first, as in its training's conversations, whose questions did not refer to each
+    other either.
+
+    Commands: /image FILE, /draw PROMPT, /save FILE, /follow on|off, /reset, /help, /quit.
+
+    Ctrl-C stops an answer, Ctrl-D ends. From a pipe each line is a question, each answer one line of stdout;
+    a line that fails is reported, and the exit code is 6.
+    """
+    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
+    chosen = given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        max_new_tokens=max_new_tokens,
+    )
+    if image is not None and load_state is not None:
+        raise UsageError("--load-state takes the place of the picture", hint="leave one of the two out")
+    if image == "-":
+        raise UsageError("stdin is where the questions come from", hint="omnimamba chat fox.png")
+    form = template and template_text(template)
+    picture = read(inputs.Picture(image)) if image is not None else None
+    keyboard = Keyboard(out, talk.command_names(), history=history_file() if history else None)
+    session = models.open_session(out, model, device, dtype, quantize, task="mmu")
+    sampling = replace(session.config.caption_sampling, **chosen)  # type: ignore[arg-type]  # by field
+    if sampling.temperature > 0 and seed is None:
+        seed = models.new_seed()
+        out.note(f"seed {seed}")
+    lines = not keyboard.is_terminal
+    chat = Talk(out, session, Settings(sampling, seed, form, follow, lines), showing.Screen(out) if show else None)
+    if image is not None and picture is not None:
+        chat.look(image, picture)
+    if load_state is not None:
+        chat.recall(load_state)
+    if keyboard.is_terminal:
+        about = f"about {chat.name}" if chat.seen else "after /image FILE or /draw PROMPT"
+        out.note(f"{session.config.name}: ask {about}; /help lists the commands, Ctrl-D ends")
+    return converse(out, chat, keyboard)
+
+
+def converse(out: Output, chat: Talk, keyboard: Keyboard) -> int:
+    """Lines until there are no more. At a terminal nothing but the user ends it; in a pipe Ctrl-C does."""
+    failed = False
+    try:
+        while not chat.done:
+            try:
+                line = keyboard.line()
+                if line is None:
+                    break
+                chat.handle(line)
+            except KeyboardInterrupt:
+                if not keyboard.is_terminal:
+                    raise
+                out.note("stopped")
+            except Exception as error:
+                known = as_known(error)
+                if known is None:
+                    raise
+                out.error(known.message, known.hint)
+                out.traceback(error)
+                failed = True
+    finally:
+        keyboard.close()
+    return ExitCode.SOME_FAILED if failed and not keyboard.is_terminal else ExitCode.DONE

@@ -1,0 +1,206 @@
+"""Many questions of one picture, and pictures that were looked at before: `caption -p ... -p ...`, `--load-state`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from omnimamba_cli.cli import inputs, targets
+from omnimamba_cli.cli.inputs import Picture
+from omnimamba_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from omnimamba_cli.cli.captioning import Run
+    from omnimamba_cli.engine.conversation import Seen
+    from omnimamba_cli.engine.events import CaptionResult
+
+AT_ONCE = 8  # questions that share a batch, unless --batch-size says otherwise
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        "-p",
+        metavar="TEXT",
+        help="The question; every argument is then a picture. More than one asks each picture all of them.",
+    ),
+]
+Questions = Annotated[
+    str | None,
+    typer.Option("--questions", metavar="FILE", help="Read more questions from FILE, one a line; - is stdin."),
+]
+SaveState = Annotated[
+    str | None,
+    typer.Option("--save-state", metavar="FILE", help="Keep what the model knows of the picture, for --load-state."),
+]
+LoadState = Annotated[
+    str | None,
+    typer.Option("--load-state", metavar="FILE", help="Instead of a picture: what --save-state kept of one."),
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of which pictures, and the files of states."""
+
+    pictures: list[Picture]
+    questions: list[str | None]
+    save_state: Path | None = None
+    load_state: Path | None = None
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether a picture is looked at apart from its question."""
+        return len(self.questions) > 1 or self.save_state is not None or self.load_state is not None
+
+
+def sort_out(
+    arguments: Sequence[str],
+    prompts: Sequence[str] | None,
+    file: str | None,
+    listed: bool,
+    *,
+    save_state: str | None,
+    load_state: str | None,
+    force: bool,
+) -> Asked:
+    """Pictures and questions of one command line, beside a list of more pictures. Raises UsageError, InputError."""
+    given: list[str | None] = [inputs.clean_text(prompt) for prompt in prompts or []]
+    if file is not None:
+        read = inputs.read_list(file)
+        if not read:
+            raise InputError(f"{file}: holds no question; write one a line")
+        given += [inputs.clean_text(line) for line in read]
+    if load_state is not None:
+        return _of_state(arguments, given, listed, Path(load_state), save_state)
+    pictures, last = inputs.split_question(arguments, given[0] if given else None, listed=listed)
+    if save_state is None:
+        return Asked(pictures, given or [last])
+    if listed or len(pictures) > 1:
+        raise UsageError("--save-state keeps one picture, here are more", hint="one command a picture")
+    targets.check(Path(save_state), force)
+    return Asked(pictures, given or [last], save_state=Path(save_state))
+
+
+def _of_state(
+    arguments: Sequence[str], given: list[str | None], listed: bool, load_state: Path, save_state: str | None
+) -> Asked:
+    if save_state is not None:
+        raise UsageError("--load-state and --save-state contradict each other", hint="cp copies a state")
+    if listed or len(arguments) + bool(given) > 1:
+        raise UsageError(
+            "--load-state takes the place of the picture; what follows is one question",
+            hint=f'omnimamba caption --load-state {load_state} "how many?"',
+        )
+    return Asked([Picture(str(load_state))], given or [*arguments] or [None], load_state=load_state)
+
+
+def ask(
+    run: "Run",
+    asked: Asked,
+    pictures: Iterable[Picture | InputError],
+    total: int | None,
+    *,
+    batch_size: int | None,
+    stream: bool,
+    fail_fast: bool,
+) -> int:
+    """Every question of every picture, a line each; a bad picture is reported and passed over."""
+    if run.output is not None:
+        raise UsageError("-o keeps one answer a picture", hint="--append answers.jsonl keeps them all")
+    shown, begun, cpu = 0, perf_counter(), process_time()
+    if run.journal is not None and run.journal.count:
+        run.check_journal(run.journal)
+    with run.out.progress("looking", total=total) as bar:
+        for number, picture in enumerate(pictures):
+            try:
+                if isinstance(picture, InputError):
+                    raise picture
+                _ask_one(run, asked, number, picture, batch_size or AT_ONCE, stream)
+                shown += 1
+            except InputError as error:
+                if run.alone:
+                    raise
+                run.failed += 1
+                run.out.error(error.message, error.hint)
+                if fail_fast:
+                    break
+            bar.advance()
+    return run.sum_up(shown, perf_counter() - begun, process_time() - cpu)
+
+
+def _ask_one(run: "Run", asked: Asked, number: int, picture: Picture, size: int, stream: bool) -> None:
+    """The questions of a picture that a journal does not have yet; with none left it is not looked at."""
+    if picture.output is not None:
+        raise InputError(f"{picture.name}: its output keeps one answer, here are several questions")
+    own = [picture.question] if picture.question is not None else asked.questions
+    todo = [
+        (i, question)
+        for i, question in enumerate(own)
+        if run.journal is None or not run.journal.holds(run.key(replace(picture, question=question)))
+    ]
+    run.skipped += len(own) - len(todo)
+    if not todo:
+        return
+    seen, sha256 = _look(run, asked, number, picture)
+    # after the look: with the model a seed was drawn where one is needed
+    first = (run.seed or 0) + number * len(asked.questions) if picture.seed is None else picture.seed
+    if asked.save_state is not None:
+        seen.save(asked.save_state, overwrite=run.force)
+        run.out.note(f"{asked.save_state}: what {seen.session.config.name} knows of {picture.name}")
+    _, sampling = run.open()
+    if stream and len(todo) == 1:
+        _stream(run, picture, seen, todo[0][1], first)
+        return
+    for batch in (todo[start : start + size] for start in range(0, len(todo), size)):
+        results = seen.answers(
+            [question for _, question in batch],
+            sampling=sampling,
+            seed=[first + i for i, _ in batch],
+            template=run.template,
+        )
+        for (i, question), result in zip(batch, results, strict=True):
+            _show(run, replace(picture, question=question), result, first + i, sha256, several=len(asked.questions) > 1)
+
+
+def _look(run: "Run", asked: Asked, number: int, picture: Picture) -> "tuple[Seen, str | None]":
+    """What the model knows of a picture, and the hash of its file where results tell it."""
+    from omnimamba_cli.cli.captioning import Job
+
+    if asked.load_state is not None:
+        if not asked.load_state.exists():
+            raise InputError(f"{asked.load_state}: no such file")
+        return run.open()[0].recall(asked.load_state), None
+    loaded = run.load(Job(number, picture))  # before the model is
+    return run.open()[0].look(loaded.image), loaded.sha256
+
+
+def _show(
+    run: "Run", picture: Picture, result: "CaptionResult", seed: int, sha256: str | None, *, several: bool
+) -> None:
+    """A JSON line, or a line of NAME, QUESTION and ANSWER, of which it has what is needed to tell them apart."""
+    from omnimamba_cli.cli.captioning import folded
+
+    if run.out.json or run.journal is not None or not several:
+        run.show(picture, result, seed, sha256=sha256)
+        return
+    asked = picture.question or run.open()[0].config.default_question
+    columns = [picture.name] if run.names else []
+    run.out.line("\t".join([*columns, folded(asked), folded(result.text)]))
+
+
+def _stream(run: "Run", picture: Picture, seen: "Seen", question: str | None, seed: int) -> None:
+    """One answer, piece by piece."""
+    from omnimamba_cli.cli.captioning import folded
+
+    _, sampling = run.open()
+    if run.names:
+        run.out.piece(f"{picture.name}\t")
+    for event in seen.stream(question, sampling=sampling, seed=seed, template=run.template):
+        text = folded(event.text) if run.names else event.text
+        if text:
+            run.out.piece(text)
+    run.out.line("")
