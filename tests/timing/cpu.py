@@ -115,6 +115,22 @@ def nano(repeats: int, rate: float) -> None:
         same = torch.equal(draw("torch", models["fp32"], batch), draw("auto", models["fp32"], batch))
         say(f"fp32: {'the same codes' if same else 'OTHER CODES'}")
     os.environ["OMNIMAMBA_KERNELS"] = "auto"
+    if "int8" in models:
+        change(models["fp32"], models["int8"], ids, draw("auto", models["fp32"], 1))
+
+
+@torch.inference_mode()
+def change(wide: OmniMamba, narrow: OmniMamba, ids: Tensor, codes: Tensor) -> None:
+    """What int8 changes in the scores of one picture's codes."""
+    scores = []
+    for model in (wide, narrow):
+        x = torch.cat([model.embed_caption(ids), model.embed_codes(codes[:, :-1])], dim=1)
+        scores.append(model.logits(model(x, "t2i"), "t2i")[0, -codes.shape[1] :].float())
+    a, b = scores
+    ratio = (a - b).norm() / a.norm()
+    same = (a.argmax(-1) == b.argmax(-1)).float().mean()
+    nats = F.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="sum") / len(a)
+    say(f"int8: logits change by {ratio:.4f} (RMS), {same:.1%} of the likeliest codes the same, {nats:.5f} nats a code")
 
 
 @torch.inference_mode()
