@@ -87,10 +87,11 @@ class RowMemory:
         # the same memory by heads
         self.head_decay, self.head_grown = (t.view(rows, h, c.headdim) for t in (self.decay, self.grown))
         self.y = torch.empty(rows, e)
-        self.group_y = self.y.view(rows * g, 1, e // g)
         self.slots = [list(layer) for layer in self.ring]
-        self.rings, self.states = list(self.ring), list(self.ssm)
-        self.flat_states = [s.flatten(0, 1) for s in self.states]
+        self.rings = list(self.ring)
+        # a row's state of one layer with what it meets: row by row, since one such state fits the second-level cache
+        read = list(zip(self.decay, self.B, self.grown, self.C, self.y.view(rows, g, 1, e // g), strict=True))
+        self.states = [list(zip(layer, read, strict=True)) for layer in self.ssm]
 
     def select(self, rows: Tensor, config: Mamba2Config) -> None:
         """Keep the given rows (b') alone, in their order."""
@@ -129,8 +130,8 @@ class RowStepper:
         dt = F.softplus(m.dt + layer.dt_bias)  # (b h)
         m.head_decay.copy_((dt * layer.A).exp_()[..., None])
         torch.mul(m.heads, dt[..., None], out=m.head_grown)
-        m.states[i].mul_(m.decay).addcmul_(m.B, m.grown)
-        torch.bmm(m.C.flatten(0, 1), m.flat_states[i], out=m.group_y)
+        for state, (decay, B, grown, C, y) in m.states[i]:
+            torch.bmm(C, state.mul_(decay).addcmul_(B, grown), out=y)
         m.y.addcmul_(m.x, layer.D).mul_(F.silu(m.z, inplace=True))
 
 
