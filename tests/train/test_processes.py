@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
+from omnimamba_cli.errors import UsageError
+from omnimamba_cli.train.loop_config import check_kind
 from tests.train.conftest import Data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,3 +119,21 @@ def test_processes_leave_their_group_and_the_first_draws(runs: Runs) -> None:
     assert "destroy_process_group" not in runs.words  # torch's word on a group that was left standing
     assert "resumed at step 2" in runs.words
     assert {p.name for p in (runs.folder / "two" / "sheets").iterdir()} >= {"captions-000004.png", "drawn-000004.png"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fsdp2", "hint"),
+    [
+        (DistributedType.FSDP, False, "fsdp_version: 2"),
+        (DistributedType.DEEPSPEED, False, "--multi_gpu"),
+    ],
+)
+def test_ways_without_whole_snapshots_are_refused(kind: DistributedType, fsdp2: bool, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_kind(kind, fsdp2=fsdp2)
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.FSDP])
+def test_the_others_are_not(kind: DistributedType) -> None:
+    check_kind(kind, fsdp2=True)
