@@ -4,7 +4,7 @@
 #   examples/finetune/finetune.sh PICTURES OUT      PICTURES holds the pictures and captions.jsonl
 #
 # Run it again after an interruption: every step continues where it was. MODEL is another model to start from;
-# TOKENIZER_OPTIONS and STAGE2_OPTIONS are further options of the two trainings, such as "--steps 80".
+# TOKENIZER_OPTIONS and STAGE2_OPTIONS are further options of the two trainings, such as "--steps 120".
 set -euo pipefail
 
 pictures=$1 out=$2

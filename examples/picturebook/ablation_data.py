@@ -5,14 +5,14 @@ import os
 from pathlib import Path
 
 import torch
-from omnimamba_cli.data.datasets import DrawnCodes
 
 import make
 from ablation_plan import Files, say
+from omnimamba_cli.data.codes import DrawnCodes
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import hub
+from omnimamba_cli.engine.encoding import Progress, TokenizeSettings, Tokenizing
 from omnimamba_cli.engine.starting import part_file
-from omnimamba_cli.engine.tokenizing import Progress, TokenizeSettings, tokenize
 from omnimamba_cli.errors import OmniMambaError, UsageError
 from omnimamba_cli.presets import preset
 
@@ -61,9 +61,9 @@ def _tokenize(args: argparse.Namespace, captions: Path, vq: Path, codes: Path) -
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
     workers = max(1, min(16, os.cpu_count() or 1)) if on_gpu else 0
     settings = TokenizeSettings(
-        data=captions, vq=vq, output=codes, batch=512 if on_gpu else 64, workers=workers, device=args.device
+        data=(captions,), vq=vq, output=codes, batch=512 if on_gpu else 64, workers=workers, device=args.device
     )
-    for event in tokenize(settings):
+    for event in Tokenizing(settings).run():
         if isinstance(event, Progress) and (event.step == event.steps or event.step % (64 * 512) == 0):
             say(f"{codes.name}: {event.step:,} of {event.steps:,} pictures")
     if on_gpu:

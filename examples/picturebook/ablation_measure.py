@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omnimamba_cli.data.datasets import DrawnCodes
 
 from ablation_plan import Plan, write_json
 from omnimamba_cli.config import ModelConfig
+from omnimamba_cli.data.codes import DrawnCodes
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine.checkpoint import part_sizes
 from omnimamba_cli.engine.evaluation import EvaluationResult, evaluate_picturebook

@@ -74,7 +74,8 @@ def command(
         _text(out, data, vocab_size, output, call.force)
         return
     from omnimamba_cli.engine.starting import part_file, vq_config
-    from omnimamba_cli.engine.tokenizing import VQ_FILE, VQSettings, train_image_tokenizer
+    from omnimamba_cli.engine.tokenizing import VQ_FILE
+    from omnimamba_cli.engine.vq_training import VQSettings, train_image_tokenizer
     from omnimamba_cli.presets import preset as find_preset
 
     if len(data) > 1:

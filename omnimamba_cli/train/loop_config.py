@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from omnimamba_cli.errors import DeviceError, UsageError
 
@@ -49,19 +49,36 @@ class LoopConfig:
 
 
 def accelerator(device: torch.device, precision: Precision) -> Accelerator:
-    """One for this run; earlier runs of the same process leave nothing behind. Raises DeviceError for fp16 on a CPU."""
+    """One for this run; earlier runs of the same process leave nothing behind.
+
+    Raises DeviceError for fp16 on a CPU, and what check_kind raises.
+    """
     if precision == "fp16" and device.type == "cpu":
         raise DeviceError("fp16 trains on a GPU alone; a CPU has no such arithmetic", hint="--dtype bf16 or fp32")
     single = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=single)
     # buffers are constants here, the same in every process
     shared = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return Accelerator(
+    made = Accelerator(
         mixed_precision=precision,
         cpu=device.type == "cpu",
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[shared],
     )
+    check_kind(made.distributed_type, fsdp2=getattr(made, "is_fsdp2", False))  # older versions have no second one
+    return made
+
+
+def check_kind(kind: DistributedType, *, fsdp2: bool) -> None:
+    """Raise UsageError for a way to share a run between processes whose snapshots would not be whole."""
+    if kind == DistributedType.FSDP and not fsdp2:
+        raise UsageError("accelerate's configuration asks for FSDP 1", hint="fsdp_version: 2 in its fsdp_config")
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+    if kind not in known:
+        raise UsageError(
+            f"accelerate's configuration asks for {kind.value}; training runs as one process, under DDP or FSDP 2",
+            hint="accelerate launch --multi_gpu -m omnimamba_cli ..., or torchrun",
+        )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from omnimamba_cli.engine import encoding, tokenizing, training
+from omnimamba_cli.engine import encoding, tokenizing, training, vq_training
 from omnimamba_cli.train.events import Event, Finished, Saved
 from tests.cli.conftest import Run
 
@@ -116,7 +116,7 @@ def settings(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calla
             self.run = functools.partial(work, settings)
 
     monkeypatch.setattr(training, "train", work)
-    monkeypatch.setattr(tokenizing, "train_image_tokenizer", work)
+    monkeypatch.setattr(vq_training, "train_image_tokenizer", work)
     monkeypatch.setattr(encoding, "Tokenizing", Work)
     (tmp_path / "a.jsonl").write_text("{}\n")
 

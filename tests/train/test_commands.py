@@ -2,16 +2,19 @@
 
 import inspect
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from omnimamba_cli.cli import train_stage1, train_stage2
 from omnimamba_cli.cli.app import main
 from omnimamba_cli.engine.run_folder import toml
 from omnimamba_cli.errors import ExitCode
+from omnimamba_cli.train.loop_config import fixed_shapes
 from omnimamba_cli.train.stages import recipe
 from tests.train.conftest import Data
 
@@ -138,3 +141,39 @@ def test_fp16_on_a_cpu_is_refused_with_what_would_work(run: Run, common: list[st
     code, _, err = run("train-stage1 --steps 1 -o out", *common, "--dtype", "fp16")
     assert code == ExitCode.DEVICE
     assert "hint: --dtype bf16 or fp32" in err
+
+
+def test_a_start_that_is_not_there_names_the_nearest(run: Run, common: list[str | Path]) -> None:
+    code, _, err = run("train-stage1 --steps 1 -o out", *common, "--init", "nanno")
+    assert code == ExitCode.MODEL
+    assert "hint: did you mean 'nano'?" in err
+
+
+def test_fresh_weights_say_how_to_continue_trained_ones(run: Run, common: list[str | Path]) -> None:
+    code, _, err = run("train-stage1 --steps 1 -o out", *common, "--init", "nano")
+    assert code == ExitCode.USAGE
+    assert re.search(r"hint: --tokenizer FILE; to continue the trained model: --init .*weights/nano", err)
+
+
+def test_the_image_tokenizer_takes_files_of_options_and_rehearses(
+    run: Run, data: Data, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "vq.toml").write_text(f"steps = 1\nbatch = 4\nrevive-every = 0\ninit = {str(tiny_model)!r}\n")
+    line = "train-tokenizer image --config vq.toml --workers 0 --device cpu --sheet-every 0 -o vq"
+    code, out, err = run(f"{line} --dry-run --json", "--data", data.folder)
+    assert code == 0, err
+    plan = json.loads(out.splitlines()[0])
+    assert plan["parts"][0]["part"] == "vq"
+    assert list(tmp_path.iterdir()) == [tmp_path / "vq.toml"]
+    assert run(line, "--data", data.folder)[0] == 0
+    # the sizes are those of --init, not the preset's
+    assert json.loads((tmp_path / "vq" / "config.json").read_text())["codebook_size"] == 64
+    assert tomllib.loads((tmp_path / "vq" / "train.toml").read_text())["revive-every"] == 0
+    assert (tmp_path / "vq" / "curves.svg").is_file()
+
+
+def test_convolutions_are_tuned_on_cuda_alone_and_only_meanwhile() -> None:
+    for kind in ("cuda", "cpu"):
+        with fixed_shapes(torch.device(kind)):
+            assert torch.backends.cudnn.benchmark == (kind == "cuda")
+        assert not torch.backends.cudnn.benchmark

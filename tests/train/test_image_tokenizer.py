@@ -13,7 +13,7 @@ from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data.images import load_image, vq_pixels
 from omnimamba_cli.engine import tokenizing
 from omnimamba_cli.engine.encoding import TokenizeSettings, Tokenizing
-from omnimamba_cli.engine.tokenizing import VQSettings
+from omnimamba_cli.engine.vq_training import VQSettings, train_image_tokenizer
 from omnimamba_cli.errors import InputError
 from omnimamba_cli.train.events import Progress
 from omnimamba_cli.train.pictures import scaled
@@ -27,7 +27,7 @@ def settings(data: Data, config: ModelConfig, output: Path, **changes: object) -
 
 def test_reconstruction_improves_and_codes_stay_in_use(data: Data, tiny_config: ModelConfig, tmp_path: Path) -> None:
     run = settings(data, tiny_config, tmp_path / "vq", loop=loop(steps=40, lr=2e-3, warmup=2))
-    reports = [e for e in tokenizing.train_image_tokenizer(run) if isinstance(e, Progress)]
+    reports = [e for e in train_image_tokenizer(run) if isinstance(e, Progress)]
     assert reports[-1].values["l1"] < 0.5 * reports[0].values["l1"]
     assert reports[-1].values["usage"] > 0.1
     with Image.open(tmp_path / "vq" / "sheets" / "step-000040.png") as sheet:
@@ -36,21 +36,21 @@ def test_reconstruction_improves_and_codes_stay_in_use(data: Data, tiny_config: 
 
 def test_resumed_image_tokenizer_equals_the_uninterrupted(data: Data, tiny_config: ModelConfig, tmp_path: Path) -> None:
     whole = settings(data, tiny_config, tmp_path / "whole", loop=loop(steps=5, save_every=3, ema=0.9))
-    list(tokenizing.train_image_tokenizer(whole))
+    list(train_image_tokenizer(whole))
     halves = dataclasses.replace(whole, output=tmp_path / "halves")
-    for event in tokenizing.train_image_tokenizer(halves):
+    for event in train_image_tokenizer(halves):
         if isinstance(event, Progress) and event.step == 4:
             break
-    list(tokenizing.train_image_tokenizer(dataclasses.replace(halves, resume=True)))
+    list(train_image_tokenizer(dataclasses.replace(halves, resume=True)))
     one, two = ((run.output / "vq.safetensors").read_bytes() for run in (whole, halves))
     assert one == two
 
 
 def test_image_tokenizer_starts_from_given_weights(data: Data, tiny_config: ModelConfig, tmp_path: Path) -> None:
     first = settings(data, tiny_config, tmp_path / "first", loop=loop(steps=1))
-    list(tokenizing.train_image_tokenizer(first))
+    list(train_image_tokenizer(first))
     still = dataclasses.replace(first, output=tmp_path / "second", init=first.output, loop=loop(steps=1, lr=1e-30))
-    list(tokenizing.train_image_tokenizer(still))
+    list(train_image_tokenizer(still))
     one, two = (load_file(run.output / "vq.safetensors") for run in (first, still))
     assert all(torch.equal(one[name], two[name]) for name in one)
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
+from omnimamba_cli.errors import UsageError
+from omnimamba_cli.train.loop_config import check_kind
 from tests.train.conftest import Data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,32 +23,39 @@ STAGE2 = (
     "--eval-every 2 --eval-samples 5 --workers 0 --device cpu --dtype fp32"
 )
 
-# accelerate offers FSDP on GPUs alone; told that CPU processes are some, it shards on them too
-SHARDED = """
-import os, sys
-os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP")
-os.environ.update(FSDP_CPU_RAM_EFFICIENT_LOADING="false", FSDP_STATE_DICT_TYPE="SHARDED_STATE_DICT")
+# Both ways one after the other: starting a process takes longer than these runs. accelerate offers FSDP on GPUs alone;
+# told that CPU processes are some, it shards on them too.
+TOGETHER = """
+import os, shutil, sys
+from pathlib import Path
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-begin = PartialState.__init__
-def told(self, *given, **options):
-    begin(self, *given, **options)
-    if self.distributed_type == DistributedType.MULTI_CPU:
-        self.distributed_type = DistributedType.MULTI_GPU
-PartialState.__init__ = told
 from omnimamba_cli.cli.app import main
 from omnimamba_cli.train import loop, sharding
-built = loop.Loop.__init__
+
+folder, options = Path(sys.argv[1]), sys.argv[2:]
+end, built = loop.Loop.end, loop.Loop.__init__
+loop.Loop.end = lambda self: self.accelerate.wait_for_everyone()  # a group cannot begin twice
+assert main([*options, "-o", str(folder / "two")]) == 0
+
+os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP")
+os.environ.update(FSDP_CPU_RAM_EFFICIENT_LOADING="false", FSDP_STATE_DICT_TYPE="SHARDED_STATE_DICT")
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
 def checked(self, *given, **options):
     built(self, *given, **options)
     assert self.sharded and all(isinstance(p, sharding.DTensor) for p in self.parameters.values())
+
 loop.Loop.__init__ = checked
-sys.exit(main(sys.argv[1:]))
+assert main([*options, "-o", str(folder / "shards")]) == 0
+loop.Loop.end = end
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+if os.environ["RANK"] == "0":
+    shutil.copytree(folder / "shards", folder / "resumed")
+    (folder / "resumed" / "model.safetensors").unlink()
+    shutil.rmtree(folder / "resumed" / "snapshots" / "step-00000004")
+sys.exit(main([*options, "-o", str(folder / "resumed")]))
 """
-
-
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-PLAIN = ("-m", "omnimamba_cli")
 
 
 @dataclass(frozen=True)
@@ -53,21 +63,7 @@ class Runs:
     """The same run by one process and by others, in folders of their own."""
 
     folder: Path
-    data: Data
-
-    def start(self, name: str, launcher: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-        """Run or resume; the process must end well."""
-        command = [sys.executable, *launcher, *STAGE2.split(), "--resume", "--init", str(self.folder / "init")]
-        for task, file in (("mmu", self.data.talks), ("t2i", self.data.codes)):
-            command += [f"--data-{task}", str(file), f"--eval-{task}", str(file)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [*command, "-o", str(self.folder / name)], env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == f"{self.folder / name}\n"  # one process speaks
-        assert "destroy_process_group" not in done.stderr  # torch's word on a group that was left standing
-        return done
+    words: str  # on stderr of two processes
 
     def check(self, name: str) -> None:
         """What came out is what one process made, up to the order of sums."""
@@ -84,33 +80,60 @@ class Runs:
         torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=0)
 
 
+def started(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """A process that must end well."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, *map(str, command)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.fixture(scope="module")
 def runs(data: Data, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """One process has run."""
+    """All of them."""
     folder = tmp_path_factory.mktemp("processes")
     init = shutil.copytree(tiny_model, folder / "init")
     config = json.loads((init / "config.json").read_text())
     config["backbone"]["lora_dropout"] = 0.0  # processes draw their own random numbers
     (init / "config.json").write_text(json.dumps(config))
-    runs = Runs(folder, data)
-    runs.start("alone", PLAIN)
-    return runs
+    options: list[str | Path] = [*STAGE2.split(), "--resume", "--init", init]
+    for task, file in (("mmu", data.talks), ("t2i", data.codes)):
+        options += [f"--data-{task}", file, f"--eval-{task}", file]
+    started("-m", "omnimamba_cli", *options, "-o", folder / "alone")
+    script = folder / "together.py"
+    script.write_text(TOGETHER)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = started(*torchrun, script, folder, *options)
+    names = ("two", "shards", "resumed")
+    assert done.stdout == "".join(f"{folder / name}\n" for name in names)  # one process speaks
+    return Runs(folder, done.stderr)
 
 
-def test_two_processes_equal_one_on_the_same_global_batch(runs: Runs) -> None:
-    runs.start("two", (*TORCHRUN, *PLAIN))
-    runs.check("two")
+@pytest.mark.parametrize("name", ["two", "shards", "resumed"])
+def test_two_processes_equal_one_on_the_same_global_batch(name: str, runs: Runs) -> None:
+    runs.check(name)
+
+
+def test_processes_leave_their_group_and_the_first_draws(runs: Runs) -> None:
+    assert "destroy_process_group" not in runs.words  # torch's word on a group that was left standing
+    assert "resumed at step 2" in runs.words
     assert {p.name for p in (runs.folder / "two" / "sheets").iterdir()} >= {"captions-000004.png", "drawn-000004.png"}
 
 
-def test_two_processes_with_shards_equal_one_and_resume(runs: Runs, tmp_path: Path) -> None:
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED)
-    runs.start("shards", (*TORCHRUN, str(script)))
-    runs.check("shards")
-    output = runs.folder / "shards"
-    (output / "model.safetensors").unlink()
-    shutil.rmtree(output / "snapshots" / "step-00000004")
-    done = runs.start("shards", (*TORCHRUN, str(script)))
-    assert "resumed at step 2" in done.stderr
-    runs.check("shards")
+@pytest.mark.parametrize(
+    ("kind", "fsdp2", "hint"),
+    [
+        (DistributedType.FSDP, False, "fsdp_version: 2"),
+        (DistributedType.DEEPSPEED, False, "--multi_gpu"),
+    ],
+)
+def test_ways_without_whole_snapshots_are_refused(kind: DistributedType, fsdp2: bool, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_kind(kind, fsdp2=fsdp2)
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.FSDP])
+def test_the_others_are_not(kind: DistributedType) -> None:
+    check_kind(kind, fsdp2=True)

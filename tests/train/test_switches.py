@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from omnimamba_cli.data.datasets import Talk
 from safetensors.torch import load_file
 
 from omnimamba_cli.config import LoRA, ModelConfig, Vocabulary
-from omnimamba_cli.data.mixing import Collate, DrawBatch
+from omnimamba_cli.data.batches import Collate, DrawBatch
 from omnimamba_cli.data.sequences import mmu_middle, mmu_prefix, t2i_prefix
+from omnimamba_cli.data.talks import Talk
 from omnimamba_cli.engine.session import Session
 from omnimamba_cli.engine.training import Progress, StageSettings, train
 from omnimamba_cli.errors import CheckpointError, InputError
