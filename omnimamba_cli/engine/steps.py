@@ -114,7 +114,7 @@ def _prepared(model: OmniMamba, task: Task) -> tuple[RowStepper, Tensor | None]:
 
 
 def _code_table(model: OmniMamba) -> Tensor | None:
-    entries = model.image_embedding.weight
+    entries = model.head("t2i")
     if len(entries) * sum(p.numel() for p in model.image_mlp.parameters()) > TABLE_WORK:
         return None
     return model.image_mlp(entries).float()  # type: ignore[no-any-return]  # a module's call
