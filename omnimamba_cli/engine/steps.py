@@ -5,11 +5,12 @@ A merged model on a CPU has a step made for that (model/row_step.py); every othe
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnimamba_cli.config import Task
 from omnimamba_cli.errors import InputError
@@ -56,7 +57,8 @@ class RowSteps:
 
     def __init__(self, model: OmniMamba, task: Task, state: InferenceState) -> None:
         self.model, self.task = model, task
-        self.stepper, self.table = _prepared(model, task)
+        prepared = _prepared(model, task)
+        self.stepper, self.table = prepared.stepper, prepared.table
         self.places = model.positions(task)
         self.memory = RowMemory(model.config.backbone, state, len(model.head(task)))
         small = sum(p.numel() for p in model.layers.parameters()) <= ONE_THREAD
@@ -101,15 +103,24 @@ def steps_for(model: OmniMamba, task: Task, state: InferenceState) -> Steps:
     return PlainSteps(model, task, state)
 
 
-_made: WeakKeyDictionary[OmniMamba, dict[Task, tuple[RowStepper, Tensor | None]]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class Prepared:
+    """What all batches of a merged model have in common."""
+
+    stepper: RowStepper
+    table: Tensor | None  # (v d) float32, the codes embedded, where that is quickly made
+    made_of: nn.Module  # the first layer's in_proj; another one, and the weights have been narrowed since
 
 
-def _prepared(model: OmniMamba, task: Task) -> tuple[RowStepper, Tensor | None]:
-    """A merged model's step, and the table of its codes embedded where that is quickly made: once a model."""
-    made = _made.setdefault(model, {})
-    if task not in made:
+_made: WeakKeyDictionary[OmniMamba, dict[Task, Prepared]] = WeakKeyDictionary()
+
+
+def _prepared(model: OmniMamba, task: Task) -> Prepared:
+    """Made once a model and task."""
+    made, first = _made.setdefault(model, {}), model.get_submodule("layers.0.mixer.in_proj")
+    if task not in made or made[task].made_of is not first:
         with torch.inference_mode(False), torch.no_grad():  # the model keeps some of these tensors
-            made[task] = RowStepper(model, task), _code_table(model) if task == "t2i" else None
+            made[task] = Prepared(RowStepper(model, task), _code_table(model) if task == "t2i" else None, first)
     return made[task]
 
 

@@ -236,8 +236,10 @@ def report(device: torch.device) -> list[KernelChoice]:
 
 def _row_report(probe: Tensor) -> list[KernelChoice]:
     """A step on a CPU, and its narrow products, see `report`."""
+    if probe.device.type != "cpu":
+        return []
     refusal = row_step_refusal(probe)
-    no_int8 = refusal or packed_int8.refusal()
+    no_int8 = packed_int8.refusal()
     why = "prepared tensors, everything written in place; of models merged for a task"
     return [
         KernelChoice("row_step", "cpu", refusal is None, refusal or why),

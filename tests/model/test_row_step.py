@@ -150,6 +150,13 @@ def test_narrow_weights_without_a_fast_product_are_widened() -> None:
     assert_close("logits", walk(narrow, "mmu", tokens, PlainSteps), walk(narrow, "mmu", tokens), 1e-5)
 
 
+def test_weights_that_were_narrowed_since_are_the_ones_that_run() -> None:
+    model, tokens = small_model("mmu"), ids(12)
+    wide = walk(model, "mmu", tokens)
+    narrow = walk(quantize(model, "mmu", "int8"), "mmu", tokens)
+    assert 1e-3 < relative_error(wide, narrow) < 0.05
+
+
 def test_which_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model("mmu")
     assert isinstance(steps_for(model, "mmu", model.new_state(1)), RowSteps)
