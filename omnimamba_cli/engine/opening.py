@@ -53,9 +53,8 @@ def pixel_encoder(model: VQModel, device: torch.device) -> Callable[[Tensor], Te
     def encode(pixels: Tensor) -> Tensor:
         if not len(pixels):
             return torch.zeros(0, model.config.codes, dtype=torch.int64, device=device)
-        with torch.autocast(device.type, enabled=False):
-            parts = [pixels[at : at + ENCODED] for at in range(0, len(pixels), ENCODED)]
-            return torch.cat([model.encode(scaled(part)) for part in parts])
+        parts = [pixels[at : at + ENCODED] for at in range(0, len(pixels), ENCODED)]
+        return torch.cat([model.encode(scaled(part)) for part in parts])
 
     return encode
 
