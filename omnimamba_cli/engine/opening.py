@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnimamba_cli.config import BAD_SHARE, Task
+from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.codes import DrawnCodes
 from omnimamba_cli.data.pictures import SketchMaker
 from omnimamba_cli.data.records import read_records
@@ -74,11 +74,11 @@ def open_data(settings: StageSettings, start: Start) -> OpenData:
             sketches = SketchMaker(start.config, start.tokenizer, seed=seed)
             data.drawings = open_samples(settings.data_t2i, settings.image_root, sketches, seed=seed, limit=limit)
             data.vq = _vq(start)
-        data.said += _said(data.drawings, "t2i", seed)
+        data.said += said(data.drawings, "t2i", seed)
     if "mmu" in settings.tasks:
         talks = TalkMaker(start.config, start.tokenizer, questions=settings.questions, seed=seed)
         data.talks = open_samples(settings.data_mmu, settings.image_root, talks, seed=seed, limit=limit)
-        data.said += _said(data.talks, "mmu", seed)
+        data.said += said(data.talks, "mmu", seed)
     return data
 
 
@@ -129,10 +129,10 @@ def _vq(start: Start) -> VQModel:
     return model
 
 
-def _said(samples: DrawnCodes | Samples | ShardSamples, task: Task, seed: int) -> Iterator[Event]:
+def said(samples: DrawnCodes | Samples | ShardSamples, what: str, seed: int) -> Iterator[Event]:
     """How many there are, which are left out; refuses data of which the first look shows too many bad ones."""
     bad = samples.rejects.reasons
-    yield Note(text=f"{task}: {len(samples):,} samples" + (f", {len(bad):,} bad ones left out" if bad else ""))
+    yield Note(text=f"{what}: {len(samples):,} samples" + (f", {len(bad):,} bad ones left out" if bad else ""))
     for name, reason in list(bad.items())[:NAMED]:
         yield Skipped(name=name, reason=reason)
     if isinstance(samples, DrawnCodes):  # read whole, and checked with that
@@ -143,11 +143,11 @@ def _said(samples: DrawnCodes | Samples | ShardSamples, task: Task, seed: int) -
     first = f"{found[0].name}: {found[0].reason}"
     if len(found) > allowed(samples.rejects.limit, looked_at, len(samples)):
         raise DataError(
-            f"{len(found):,} of {looked_at:,} {task} samples looked at cannot be used; first: {first}",
+            f"{len(found):,} of {looked_at:,} {what} samples looked at cannot be used; first: {first}",
             hint=REMEDY,
         )
     yield Note(
-        text=f"{task}: {len(found):,} of the {looked_at:,} samples looked at first cannot be used; first: {first}"
+        text=f"{what}: {len(found):,} of the {looked_at:,} samples looked at first cannot be used; first: {first}"
     )
 
 
