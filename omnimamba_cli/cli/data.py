@@ -55,7 +55,9 @@ def check(
     preset: Annotated[
         str | None, typer.Option("--preset", help="Check for this size of model instead.", show_default=False)
     ] = None,
-    tokenizer: train_common.TokenizerFile = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="And this tokenizer.json.", show_default=False)
+    ] = None,
     task: Annotated[
         Literal["mmu", "t2i"] | None,
         typer.Option("--task", help="What pictures are for; without it mmu.", show_default=False),
@@ -74,7 +76,7 @@ def check(
             show_default=False,
         ),
     ] = None,
-    seed: train_common.TrainSeed = 0,
+    seed: Annotated[int, typer.Option("--seed", envvar="OMNIMAMBA_SEED", min=0, help="Of which are decoded.")] = 0,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
     color: options.Color = "auto",

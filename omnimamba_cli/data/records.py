@@ -101,24 +101,42 @@ def _array(path: Path, label: str, text: str) -> Iterator[tuple[str, Record]]:
 def _table(path: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Record]]:
     """A row is a picture and a caption; rows of the same picture are one sample with several captions."""
     found: dict[str, tuple[str, list[str]]] = {}
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = csv.DictReader((line.replace("\0", "") for line in file), delimiter=TABLES[path.suffix.lower()])
-        columns = [next((k for k in keys if k in (rows.fieldnames or ())), None) for keys in (IMAGE_KEYS, CAPTION_KEYS)]
-        if None in columns:
-            named = ", ".join(rows.fieldnames or ()) or "empty"
-            raise DataError(
-                f"{path}: its first line ({named}) does not name the columns image and caption",
-                hint="the first line says what the columns are: image,caption",
-            )
-        for row in rows:
-            image, caption = (row[column] for column in columns if column is not None)
-            name = f"{label}:{rows.line_num}"
-            if image and caption:
-                found.setdefault(image, (name, []))[1].append(caption)
-            else:
-                rejects.add(name, "it lacks its picture or its caption")
+    line = 0  # that the last good row ends in
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            # strict: a quotation mark left open would make one caption of the rest
+            rows = csv.DictReader(_clean(file), delimiter=TABLES[path.suffix.lower()], strict=True)
+            columns = _columns(path, rows.fieldnames or ())
+            for row in rows:
+                line = rows.line_num
+                image, caption = (row[column] for column in columns)
+                name = f"{label}:{line}"
+                if image and caption:
+                    found.setdefault(image, (name, []))[1].append(caption)
+                else:
+                    rejects.add(name, "it lacks its picture or its caption")
+    except csv.Error as error:
+        raise DataError(
+            f"{path} is no valid table: the row that begins in line {line + 1}: {error}",
+            hint="within quotation marks, one is written twice",
+        ) from None
     for image, (name, captions) in found.items():
         yield name, {"image": image, "captions": captions}
+
+
+def _clean(lines: Iterable[str]) -> Iterator[str]:
+    return (line.replace("\0", "") for line in lines)
+
+
+def _columns(path: Path, names: Sequence[str]) -> list[str]:
+    """What the columns of pictures and captions are called."""
+    found = [next((key for key in keys if key in names), "") for keys in (IMAGE_KEYS, CAPTION_KEYS)]
+    if not all(found):
+        raise DataError(
+            f"{path}: its first line ({', '.join(names) or 'empty'}) does not name the columns image and caption",
+            hint="the first line says what the columns are: image,caption",
+        )
+    return found
 
 
 def _folder(folder: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Record]]:

@@ -127,15 +127,20 @@ def _grouped(files: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def samples_of(url: str) -> Iterator[Raw | Bad]:
-    """A shard's samples in order, undecoded. Raises InputError where it cannot be read."""
+    """A shard's samples in order, undecoded. Raises InputError where it cannot be read, after those before that."""
+    errors: list[Exception] = []
+
+    def stop(error: Exception) -> bool:
+        errors.append(error)
+        return False  # the library ends the shard and gives what it has read
+
     number = 0
-    try:
-        for fields in _library().tariterators.tarfile_samples([{"url": url}]):
-            number += 1
-            yield _sample(f"{url}[{fields['__key__']}]", fields)
-    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
-        reason = error.args[0] if error.args else error
-        raise InputError(f"{url} cannot be read after sample {number}: {reason}", hint="fetch it again") from error
+    for fields in _library().tariterators.tarfile_samples([{"url": url}], handler=stop):
+        number += 1
+        yield _sample(f"{url}[{fields['__key__']}]", fields)
+    if errors:
+        reason = errors[0].args[0] if errors[0].args else errors[0]
+        raise InputError(f"{url} cannot be read after sample {number}: {reason}", hint="fetch it again") from errors[0]
 
 
 def _sample(name: str, fields: dict[str, Any]) -> Raw | Bad:  # Any: bytes, and strings of the library

@@ -20,6 +20,7 @@ from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.mixing import loader
 from omnimamba_cli.data.pictures import Captioned, CaptionedMaker
 from omnimamba_cli.data.rejects import Bad
+from omnimamba_cli.data.shards import is_shards
 from omnimamba_cli.engine.opening import holds_codes, open_samples, pixel_encoder
 from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.safetensors_io import partial
@@ -61,8 +62,9 @@ class Tokenizing:
         self.settings = settings
         if settings.output.exists() and not settings.force:
             raise InputError(f"{settings.output} exists", hint="--force replaces it")
-        if any(path.suffix in (".json", ".jsonl") and holds_codes(path) for path in settings.data):
-            raise DataError(f"{settings.data[0]} holds codes already", hint="train on it as it is")
+        for path in settings.data:
+            if not is_shards(path) and holds_codes(path):
+                raise DataError(f"{path} holds codes already", hint="train on it as it is")
         self.device, _ = pick_device(settings.device)
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

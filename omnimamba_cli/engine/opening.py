@@ -53,9 +53,8 @@ def pixel_encoder(model: VQModel, device: torch.device) -> Callable[[Tensor], Te
     def encode(pixels: Tensor) -> Tensor:
         if not len(pixels):
             return torch.zeros(0, model.config.codes, dtype=torch.int64, device=device)
-        with torch.autocast(device.type, enabled=False):
-            rows = max(1, ENCODED_PX // model.config.image_size**2)
-            return torch.cat([model.encode(scaled(part)) for part in torch.split(pixels, rows)])
+        rows = max(1, ENCODED_PX // model.config.image_size**2)
+        return torch.cat([model.encode(scaled(part)) for part in torch.split(pixels, rows)])
 
     return encode
 

@@ -73,8 +73,6 @@ class Objective(nn.Module):
 
     def draw(self, batch: DrawBatch) -> Tensor:
         """Summed cross-entropy of the codes, each predicted from the position before it."""
-        if not len(batch.codes):
-            return self._nothing()
         codes = batch.codes.long()
         x = torch.cat([self.model.embed_caption(batch.prefix), self.model.embed_codes(codes[:, :-1])], dim=1)
         hidden = self._hidden(x, "t2i")[:, batch.prefix.shape[1] - 1 :]  # (b codes d)

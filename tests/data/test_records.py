@@ -67,6 +67,15 @@ def test_a_table_needs_its_columns_named(tmp_path: Path) -> None:
     assert error.value.hint == "the first line says what the columns are: image,caption"
 
 
+def test_a_table_with_an_open_quotation_mark_says_where(tmp_path: Path) -> None:
+    rows = [f"{i}.png,a house" for i in range(6)]
+    rows[4] = '4.png,"a house'
+    (tmp_path / "a.csv").write_text("\n".join(["image,caption", *rows]))
+    with pytest.raises(DataError, match=r"a.csv is no valid table: the row that begins in line 6: unexpected") as error:
+        records(tmp_path / "a.csv")
+    assert "quotation mark" in (error.value.hint or "")
+
+
 def test_a_picture_without_text_is_named_and_an_empty_folder_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no pictures below it"):
         records(tmp_path)

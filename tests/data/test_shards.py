@@ -107,16 +107,28 @@ def test_samples_become_items(write_shards: Write, maker: TalkMaker) -> None:
     assert "number 2" in maker.tokenizer.decode(items[1].ids)
 
 
-def test_a_cut_off_shard_counts_what_is_whole_and_is_named(write_shards: Write) -> None:
+@pytest.mark.parametrize(("member", "samples"), [(b"s3.png", 3), (b"s3.txt", 4)])
+def test_a_cut_off_shard_counts_what_is_whole_and_is_named(
+    member: bytes, samples: int, write_shards: Write, maker: TalkMaker
+) -> None:
     path = write_shards([5]).parent / "00.tar"
     whole = path.read_bytes()
-    end = whole.index(b"s3.txt")  # the header of sample 3's text
-    path.write_bytes(whole[: end + 512 + 3])
-    rejects = Rejects()
-    (shard,) = find_shards(path, rejects)
-    assert shard.samples == 4  # of the last one the picture alone is there
-    assert list(rejects.reasons) == [str(path)]
-    assert "cut off" in rejects.reasons[str(path)]
+    path.write_bytes(whole[: whole.index(member) + 512 + 3])  # within what follows its header
+    found = ShardSamples([path], maker)
+    assert len(found) == samples
+    assert list(found.rejects.reasons) == [str(path)]
+    assert "cut off" in found.rejects.reasons[str(path)]
+    items = [found[key] for key in found.in_order(0, samples)]
+    # of the last one the picture alone is there
+    assert [isinstance(item, Bad) for item in items] == [False] * 3 + [True] * (samples - 3)
+
+
+def test_a_shard_alone_is_mixed_anew_each_epoch(write_shards: Write) -> None:
+    found = find_shards(write_shards([12]), Rejects())
+    rows = names(ShardSampler(found, 0, Split(1), 0), 24)
+    one, two = ([name for row in part for _, name in row] for part in (rows[:12], rows[12:]))
+    assert sorted(one) == sorted(two) == sorted(f"s{i}" for i in range(12))
+    assert one != two
 
 
 def test_a_list_names_shards_behind_programs_and_beside_it(write_shards: Write) -> None:
