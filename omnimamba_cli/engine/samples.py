@@ -65,7 +65,7 @@ def _label(start: Start, model: OmniMamba, talk: Talk) -> str:
 
 @torch.inference_mode()
 def drawn_sheet(start: Start, drawings: DrawnCodes, chosen: np.ndarray) -> Image.Image | None:
-    """Captions, each under the wanted picture and the drawn one; None without an image tokenizer."""
+    """Wanted pictures, each with its caption and the drawn one beside it; None without an image tokenizer."""
     path = start.copies.get("vq.safetensors")
     if path is None:
         return None
@@ -80,17 +80,11 @@ def drawn_sheet(start: Start, drawings: DrawnCodes, chosen: np.ndarray) -> Image
     vq = VQModel(config.vq)
     fill(vq, path)
     vq = vq.to(device).eval()
-    pictures = [_pair(vq, left, right) for left, right in zip(wanted.to(device), codes, strict=True)]
-    return grid_sheet(pictures, captions, columns=4, cell_px=240)
-
-
-def _pair(vq: VQModel, wanted: torch.Tensor, drawn: torch.Tensor) -> Image.Image:
-    """Two rows of codes (n) as pictures side by side."""
-    left, right = (pixels_to_image(vq.decode(row[None].long())[0]) for row in (wanted, drawn))
-    both = Image.new("RGB", (left.width + right.width, left.height))
-    both.paste(left, (0, 0))
-    both.paste(right, (left.width, 0))
-    return both
+    pictures, labels = [], []
+    for caption, left, right in zip(captions, wanted.to(device), codes, strict=True):
+        pictures += [pixels_to_image(vq.decode(row[None].long())[0]) for row in (left, right)]
+        labels += [f"wanted: {caption}", "drawn"]
+    return grid_sheet(pictures, labels, columns=8)
 
 
 def save_sheet(folder: Path, name: str, step: int, sheet: Image.Image) -> Path:
