@@ -19,6 +19,7 @@ from omnimamba_cli.presets import preset
 
 def prepare(args: argparse.Namespace) -> Files:
     """Everything that runs read; what is there is not made again."""
+    hub.resolve(args.judge)  # missing is told now, not after the first run
     data = args.out / "data"
     data.mkdir(parents=True, exist_ok=True)
     if args.made is not None:
@@ -37,7 +38,7 @@ def prepare(args: argparse.Namespace) -> Files:
     _make(args, "held-out", args.held_out, data / "held-out", "captions.jsonl", seed=0)
     held_out = data / "held-out.jsonl"
     _tokenize(args, data / "held-out" / "captions.jsonl", parts["vq"], held_out)
-    _make(args, "eval", args.questions, data / "eval", "prompts.jsonl", seed=0)
+    _make(args, "eval", max(args.questions, args.draw), data / "eval", "prompts.jsonl", seed=0)
     # read once here: runs that begin together find the parsed forms
     config = preset(args.preset)
     tokenizer = TextTokenizer.from_file(part_file(parts["tokenizer"], "tokenizer.json"), config.text)

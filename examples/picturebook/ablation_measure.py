@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from ablation_plan import Plan, write_json
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data.codes import DrawnCodes
 from omnimamba_cli.data.tokenizer import TextTokenizer
+from omnimamba_cli.engine import hub
 from omnimamba_cli.engine.checkpoint import part_sizes
-from omnimamba_cli.engine.evaluation import EvaluationResult, evaluate_picturebook
+from omnimamba_cli.engine.eval_set import Prompt, read_prompts
+from omnimamba_cli.engine.evaluation import NAMING_CHECK, EvaluationResult, evaluate_picturebook
 from omnimamba_cli.engine.runtime import pick_device
+from omnimamba_cli.engine.scoring import is_right
 from omnimamba_cli.engine.session import Session
 from omnimamba_cli.engine.task_models import load_for_task
 
@@ -28,6 +32,9 @@ def measure(plan: Plan, model: Path, folder: Path) -> dict[str, Any]:
     """What is said of a model: `eval picturebook`, whole in `folder`, and the loss of drawings it has not seen."""
     begun = time.monotonic()
     result = evaluate(plan, model)
+    judge = Session(hub.resolve(plan.options.judge), device=plan.device)
+    prompts = read_prompts(plan.files.evaluation, plan.options.draw) if plan.options.draw else []
+    judged, judged_names = judge_drawings(judge, [image for image, _ in result.drawn], prompts)
     write_json(folder / "evaluation.json", result.to_dict())
     if result.sheet is not None:
         result.sheet.save(folder / "drawn.png")
@@ -38,6 +45,8 @@ def measure(plan: Plan, model: Path, folder: Path) -> dict[str, Any]:
         "naming_unseen_scenes": data["naming"].get("unseen_scenes", {}).get("share"),
         "answering": data["answering"]["all"]["share"],
         "drawing_loss": drawing_loss(model, plan.files.held_out, plan.device),
+        "drawing": judged,
+        "drawing_names": judged_names,
         "cycle": None if drawing is None else drawing["checks"]["all"]["share"],
         "cycle_names": None if drawing is None else drawing["naming"]["all"]["share"],
         "parameters": part_sizes(model)["model"].parameters,
@@ -62,6 +71,23 @@ def evaluate(plan: Plan, model: Path) -> EvaluationResult:
     *_, result = events
     assert isinstance(result, EvaluationResult)
     return result
+
+
+def judge_drawings(
+    judge: Session, images: Sequence[Image.Image], prompts: Sequence[Prompt]
+) -> tuple[float | None, float | None]:
+    """Shares of right answers of one judge, the same for all variants: to every check, and to the names alone.
+
+    None where nothing was drawn. A judge that errs makes all variants worse alike.
+    """
+    pairs = [(image, check) for image, prompt in zip(images, prompts, strict=True) for check in prompt.checks]
+    if not pairs:
+        return None, None
+    greedy = replace(judge.config.caption_sampling, temperature=0.0)
+    answers = judge.captions([i for i, _ in pairs], [c.question for _, c in pairs], sampling=greedy, seed=0)
+    right = [is_right(a.text, c.answers) for a, (_, c) in zip(answers, pairs, strict=True)]
+    names = [r for r, (_, c) in zip(right, pairs, strict=True) if c.question == NAMING_CHECK]
+    return sum(right) / len(right), sum(names) / len(names) if names else None
 
 
 @torch.inference_mode()

@@ -59,6 +59,7 @@ class Options:
     stage1_share: float  # of the steps
     questions: int  # pictures a split that are asked about
     draw: int
+    judge: str  # the model that looks at what was drawn
 
 
 @dataclass(frozen=True, kw_only=True)

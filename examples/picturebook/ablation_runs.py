@@ -1,6 +1,7 @@
 """One variant of the paper's ablation with one seed: its stages, then what came of it. Used by ablations.py.
 
-Every variant sees the same samples of each task in the same order, so that nothing but its switches differs.
+Variants in stages see the same samples in the same order, so that nothing but their switches differs; joint stages see
+as many of each task.
 """
 
 import gc
@@ -21,6 +22,7 @@ from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.training import Finished, LoopConfig, Progress, StageSettings, pick_precision, train
 from parallel import stopping
 
+SEEDS_A_RUN = 10  # a stage has a seed of its own: with one, each would begin with the same samples
 interrupted = False  # by a signal: this process begins no other run
 
 
@@ -64,16 +66,17 @@ def stages(plan: Plan, variant: Variant, seed: int, folder: Path) -> list[tuple[
     """
     first = min(max(1, round(plan.options.stage1_share * plan.steps)), plan.steps - 1)
     made = {"vocabulary": variant.vocabulary, "lora": variant.lora}
+    seeds = range(SEEDS_A_RUN * seed, SEEDS_A_RUN * (seed + 1))
     if variant.joint:
         fresh = {"init": plan.options.preset, **made}
-        return [("both", _settings(plan, None, folder / "both", seed, plan.steps, **fresh))]
+        return [("both", _settings(plan, None, folder / "both", seeds[0], plan.steps, **fresh))]
     t2i = {"init": plan.options.preset, "unfreeze": ("backbone",), **made}
     mmu = {"init": str(folder / "t2i"), "unfreeze": ("text_embedding", "mmu_positions")}
     both = {"init": str(folder / "mmu")}
     return [
-        ("t2i", _settings(plan, "t2i", folder / "t2i", seed, first, **t2i)),
-        ("mmu", _settings(plan, "mmu", folder / "mmu", seed, first, **mmu)),
-        ("both", _settings(plan, None, folder / "both", seed, plan.steps - first, **both)),
+        ("t2i", _settings(plan, "t2i", folder / "t2i", seeds[0], first, **t2i)),
+        ("mmu", _settings(plan, "mmu", folder / "mmu", seeds[0], first, **mmu)),
+        ("both", _settings(plan, None, folder / "both", seeds[1], plan.steps - first, **both)),
     ]
 
 

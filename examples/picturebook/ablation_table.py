@@ -14,6 +14,8 @@ METRICS: dict[str, tuple[str, str]] = {  # of a result: heading, form
     "naming": ("naming", ".1%"),
     "answering": ("all questions", ".1%"),
     "drawing_loss": ("drawing loss", ".4f"),
+    "drawing": ("drawing judged", ".1%"),
+    "drawing_names": ("of it names", ".1%"),
     "cycle": ("cycle accuracy", ".1%"),
     "parameters": ("trained parameters", ",.0f"),
     "seconds": ("seconds", ".0f"),
@@ -69,7 +71,8 @@ def write(out: Path, options: Options, steps: int, results: Sequence[Result]) ->
     table = markdown(summary)
     note = (
         f"\nBudget of each run: {steps:,} steps of {options.batch_t2i:,} drawings and {options.batch_mmu:,} "
-        f"conversations. Mean (standard deviation over seeds); drawing loss in nats a code. {'; '.join(devices)}.\n"
+        f"conversations. Mean (standard deviation over seeds); drawing loss in nats a code; drawings judged by "
+        f"{options.judge}. {'; '.join(devices)}.\n"
     )
     temporary = out / f"{TABLE_FILE}.partial"
     temporary.write_text(table + note, encoding="utf-8")

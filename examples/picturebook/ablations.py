@@ -61,7 +61,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--talks", type=int, default=60_000, help="conversations to make")
     parser.add_argument("--held-out", type=int, default=2_048, help="drawings for the loss")
     parser.add_argument("--questions", type=int, default=100, help="pictures of each split that are asked about")
-    parser.add_argument("--draw", type=int, default=128, help="prompts drawn and judged by the model itself")
+    parser.add_argument("--draw", type=int, default=128, help="prompts that are drawn and looked at")
+    parser.add_argument("--judge", default="nano", metavar="MODEL", help="who looks at them, besides the model itself")
     args = parser.parse_args(argv)
     if args.steps is None and args.minutes is None and not (args.out / PLAN_FILE).is_file():
         parser.error("give a budget: --minutes M of everything, or --steps N of each run")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "picturebook"))
 
@@ -28,6 +29,9 @@ from ablation_plan import VARIANTS, Files, Options, Plan, write_json
 from ablation_runs import Probe
 from fetch import SETS
 from omnimamba_cli.config import ModelConfig
+from omnimamba_cli.engine.eval_set import Check, Prompt
+from omnimamba_cli.engine.events import CaptionResult
+from omnimamba_cli.engine.session import Session
 from omnimamba_cli.engine.training import train
 from omnimamba_cli.errors import OmniMambaError, UsageError
 from omnimamba_cli.presets import PRESETS
@@ -35,7 +39,7 @@ from omnimamba_cli.presets import PRESETS
 TOY = "--preset tiny --captions 24 --talks 8 --held-out 4 --questions 2 --draw 2 --batch-t2i 4 --batch-mmu 2".split()
 OPTIONS = Options(
     preset="tiny", parts="nano", captions=1, talks=1, held_out=1, batch_t2i=8, batch_mmu=4, lr=1e-3, ema=0.9,
-    stage1_share=0.25, questions=1, draw=0,
+    stage1_share=0.25, questions=1, draw=0, judge="nano",
 )  # fmt: skip
 
 
@@ -80,7 +84,7 @@ def test_all_kinds_of_variants_stopped_gone_on_with_and_told(
 ) -> None:
     out = tmp_path / "out"
     words = [str(pictures), str(out), "--seeds", "1", "--steps", "4", "--device", "cpu", *TOY]
-    words += ["--parts", str(tiny_model), "--variants", "neither", "joint"]
+    words += ["--parts", str(tiny_model), "--judge", str(tiny_model), "--variants", "neither", "joint"]
     assert ablations.main([*words, "--stop-minutes", "0.0001"]) == 0, "time is up before the first step"
     assert "2 of 2 runs are not done" in capsys.readouterr().err
     assert not list(out.glob("runs/*/result.json"))
@@ -91,6 +95,7 @@ def test_all_kinds_of_variants_stopped_gone_on_with_and_told(
     for name, run in runs.items():
         folder = out / "runs" / f"{name}-0"
         assert 0 <= run["answering"] <= 1
+        assert 0 <= run["drawing"] <= 1
         # near the loss of a guess among 64 codes: four steps teach nothing
         assert run["drawing_loss"] == pytest.approx(np.log(64), rel=0.2)
         assert run["seconds"] > 0
@@ -135,13 +140,17 @@ def test_a_probe_times_a_step_a_start_and_a_measurement(tmp_path: Path, monkeypa
 
 
 def test_every_variant_sees_the_same_samples(tmp_path: Path) -> None:
+    seeds: dict[str, list[int]] = {}
     for name, variant in VARIANTS.items():
         seen = {"mmu": 0, "t2i": 0}
         for _, settings in ablation_runs.stages(plan(tmp_path, steps=11), variant, 3, tmp_path / name):
             for task in settings.tasks:
                 seen[task] += settings.loop.steps * (settings.batch_mmu if task == "mmu" else settings.batch_t2i)
-            assert settings.loop.seed == 3
+            seeds.setdefault(name, []).append(settings.loop.seed)
         assert seen == {"mmu": 11 * 4, "t2i": 11 * 8}, name
+    assert seeds.pop("joint") == [30]
+    # the last stage has an order of its own, or it would begin with what the first ones have seen
+    assert {tuple(numbers) for numbers in seeds.values()} == {(30, 30, 31)}
 
 
 def test_a_variant_is_made_in_its_first_stage_alone(tmp_path: Path) -> None:
@@ -350,3 +359,17 @@ def test_the_loss_of_drawing_is_that_of_training_without_dropped_captions(
     settings = stage("t2i", data, tiny_model, tmp_path / "out", loop=still, batch_t2i=5, caption_dropout=0.0)
     (loss,) = [e.values["loss"] for e in train(settings) if isinstance(e, ablation_runs.Progress)]
     assert found == pytest.approx(loss, rel=1e-4)
+
+
+def test_one_judge_answers_about_all_drawings(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    def said(images: list[Image.Image], questions: list[str], **_: Any) -> list[CaptionResult]:
+        colours = {(255, 0, 0): "a fox", (0, 0, 255): "two dogs"}
+        return [CaptionResult(colours[i.getpixel((0, 0))], "stop", 1, 0.0) for i in images]
+
+    judge = Session(tiny_model, device="cpu")
+    monkeypatch.setattr(judge, "captions", said)
+    naming = Check(question="what is here?", answers=("a fox",))
+    prompts = [Prompt("a fox", "one/x", (naming, Check("how many?", ("one",)))), Prompt("a fox", "one/x", (naming,))]
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    assert ablation_measure.judge_drawings(judge, images, prompts) == (1 / 3, 1 / 2)
+    assert ablation_measure.judge_drawings(judge, [], []) == (None, None)
