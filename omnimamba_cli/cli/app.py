@@ -128,7 +128,10 @@ def build(arguments: Sequence[str], config: str | None = "") -> typer.Typer:
     """
     # a shell that asks for completions puts the line into the environment: bash the one, zsh and fish the other
     line = f"{os.environ.get('COMP_WORDS', '')} {os.environ.get('_TYPER_COMPLETE_ARGS', '')}"
-    words = line.split()[1:] if "_OMNIMAMBA_COMPLETE" in os.environ else arguments
+    completing = "_OMNIMAMBA_COMPLETE" in os.environ
+    if completing:
+        os.environ["COLUMNS"] = "1000"  # a description that is wrapped would be taken for another candidate
+    words = line.split()[1:] if completing else arguments
     named = next((word for word in words if not word.startswith("-")), None)
     context = {**SETTINGS, "default_map": _defaults(named, config)}
     app = typer.Typer(

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from omnimamba_cli.cli import models, targets
 from omnimamba_cli.cli.inputs import Picture
+from omnimamba_cli.cli.jobs import Answer, Job, Loaded
 from omnimamba_cli.cli.journal import Journal, Key, Record
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import ExitCode, InputError, UsageError
@@ -20,30 +21,6 @@ if TYPE_CHECKING:
     from omnimamba_cli.engine.events import CaptionResult
     from omnimamba_cli.engine.session import Session
     from omnimamba_cli.model.quantized import Quantization
-
-
-@dataclass(frozen=True)
-class Job:
-    """One input of a run: its place in it, the picture or what is wrong with it, and the file its answer goes to."""
-
-    index: int
-    picture: Picture | InputError
-    path: Path | None = None
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A picture that has been read: decoded, and the hash of its file where results tell it."""
-
-    image: "Image"
-    sha256: str | None
-
-
-class Answer(NamedTuple):
-    """A result, and the hash of the picture's file where results tell it."""
-
-    result: "CaptionResult"
-    sha256: str | None
 
 
 @dataclass
@@ -164,7 +141,7 @@ class Run:
             if isinstance(picture, InputError):
                 yield Job(index, picture)
                 continue
-            if self.journal is not None and self.journal.count and self.journal.holds(self.key(picture)):
+            if self.is_done(picture):
                 self.skipped += 1
                 continue
             try:
@@ -173,7 +150,8 @@ class Run:
                     self.skipped += 1
                     continue
                 if path is not None:
-                    targets.check(path, self.force)
+                    # one that is there may be what a killed run wrote last: `put` compares
+                    targets.check(path, self.force or (self.journal is not None and path.is_file()))
                     if path in taken:
                         raise InputError(f"{path}: is named by two pictures", hint="put {n} or {dir} into --output")
                     taken.add(path)
@@ -283,7 +261,7 @@ class Run:
     ) -> None:
         """One result: into its file or the journal, as a JSON line, or as text."""
         if path is not None:
-            targets.write_whole(path, f"{result.text}\n".encode(), self.force)
+            self.put(path, f"{result.text}\n".encode())
         if not self.out.json and self.journal is None:
             name = f"{picture.name}\t" if self.names else ""
             text = folded(result.text) if self.names else result.text
@@ -309,6 +287,18 @@ class Run:
             self.journal.add(fields)
         else:
             self.out.record(fields)
+
+    def put(self, path: Path, data: bytes) -> None:
+        """An answer into its file, unless a run that was killed before its journal had it put the same there."""
+        there = self.journal is not None and path.is_file() and path.read_bytes() == data
+        if not there:
+            targets.write_whole(path, data, self.force)
+
+    def is_done(self, picture: Picture) -> bool:
+        """Whether the journal holds a picture's answer. What comes by stdin is another picture each time."""
+        if self.journal is None or not self.journal.count or picture.name == "-":
+            return False
+        return self.journal.holds(self.key(picture))
 
     def key(self, picture: Picture) -> Key:
         """What a journal knows a result by."""

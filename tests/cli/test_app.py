@@ -86,6 +86,18 @@ def test_completion_prints_candidates_only(process: Process, line: str, words: i
     assert process(env=environment(**asked)).stdout.split() == candidates
 
 
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_with_descriptions_is_a_line_a_candidate(process: Process, shell: str) -> None:
+    asked = {
+        "_OMNIMAMBA_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_ARGS": "omnimamba caption --a",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    lines = process(env=environment(**asked)).stdout.decode().splitlines()
+    assert len(lines) == 2  # --allow-urls, --append
+    assert all("--a" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "suggestion"),
     [(["capton"], "caption"), (["caption", "--sed", "3"], "--seed"), (["generate", "--forse"], "--force")],

@@ -164,6 +164,36 @@ def test_append_leaves_out_what_the_file_holds(run: Run, fake: FakeSession, tmp_
     assert "holds answers of fake" in refused.err
 
 
+def test_what_comes_by_stdin_is_another_picture_each_time(
+    run: Run, fake: FakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for color in ("red", "blue"):
+        data = io.BytesIO()
+        Image.new("RGB", (8, 8), color).save(data, "PNG")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data.getvalue())))
+        assert run("caption", "-", "--append", "log.jsonl").code == 0
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len({line["sha256"] for line in lines}) == 2
+
+
+def test_a_file_that_was_written_before_its_line_is_gone_on_with(run: Run, fake: FakeSession, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name)
+    arguments = ["caption", "a.png", "b.png", "-o", "{stem}.txt", "--append", "log.jsonl"]
+    assert run(*arguments).code == 0
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    (tmp_path / "log.jsonl").write_text(lines[0] + "\n")
+    assert run(*arguments).code == 0
+    assert (tmp_path / "log.jsonl").read_text().splitlines() == lines
+    # what somebody else wrote there is kept
+    (tmp_path / "log.jsonl").write_text(lines[0] + "\n")
+    (tmp_path / "b.txt").write_text("mine\n")
+    result = run(*arguments)
+    assert result.code == 6
+    assert "b.txt: exists and is not overwritten" in result.err
+    assert (tmp_path / "b.txt").read_text() == "mine\n"
+
+
 def test_the_hash_is_of_the_file(run: Run, fake: FakeSession, tmp_path: Path) -> None:
     path = save(tmp_path / "a.png")
     (record,) = records(run("caption", "a.png", "--json"))

@@ -1,9 +1,11 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
+from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import pipeline
 from omnimamba_cli.engine.pipeline import Ahead, in_batches
 from omnimamba_cli.errors import InputError
@@ -142,3 +144,9 @@ def test_chunks_are_lists_of_what_is_there() -> None:
     ahead = Ahead(range(10), lambda i: i, ahead=20)
     found = [[slot.item for slot in chunk] for chunk in pipeline.chunks(ahead, most=4, steady=True)]
     assert found == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_a_batch_is_as_large_as_the_device_and_the_prefix_allow(tiny_config: ModelConfig) -> None:
+    longer = replace(tiny_config, towers=(replace(tiny_config.towers[0], patches=729),), mmu_positions=1500)
+    assert [pipeline.batch_size(tiny_config, device) for device in ("cpu", "cuda", "mps")] == [32, 64, 64]
+    assert [pipeline.batch_size(longer, device) for device in ("cpu", "cuda")] == [1, 64]
