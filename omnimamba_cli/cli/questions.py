@@ -168,7 +168,7 @@ def _ask_one(run: "Run", asked: Asked, number: int, picture: Picture, size: int,
 
 def _look(run: "Run", asked: Asked, number: int, picture: Picture) -> "tuple[Seen, str | None]":
     """What the model knows of a picture, and the hash of its file where results tell it."""
-    from omnimamba_cli.cli.captioning import Job
+    from omnimamba_cli.cli.jobs import Job
 
     if asked.load_state is not None:
         if not asked.load_state.exists():

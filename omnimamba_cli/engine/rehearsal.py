@@ -9,7 +9,7 @@ from omnimamba_cli.engine.bench_machine import MemoryMeter, device_name, synchro
 from omnimamba_cli.engine.starting import StageSettings, Start
 from omnimamba_cli.train.events import Event, Plan
 from omnimamba_cli.train.loop import Loop
-from omnimamba_cli.train.stages import PARTS, part_of
+from omnimamba_cli.train.stages import JOINED, PARTS, part_of
 
 STEPS = 2
 
@@ -24,7 +24,7 @@ def rehearse(loop: Loop, settings: StageSettings, start: Start) -> Iterator[Even
 
 def part_table(modules: list[nn.Module]) -> list[tuple[str, int, int]]:
     """Each part of the model: name, parameters, of them trained."""
-    counts = {part: [0, 0] for part in PARTS}
+    counts = {part: [0, 0] for part in (*PARTS, *JOINED)}
     for module in modules:
         for name, parameter in module.named_parameters():
             counts[part_of(name)][0] += parameter.numel()

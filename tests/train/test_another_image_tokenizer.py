@@ -15,6 +15,7 @@ from omnimamba_cli.engine.session import Session
 from omnimamba_cli.engine.training import Note, train
 from omnimamba_cli.errors import CheckpointError
 from omnimamba_cli.model.vq import VQModel
+from omnimamba_cli.train.events import Plan
 from tests.train.conftest import Data, loop, stage
 
 
@@ -96,18 +97,24 @@ def test_other_sizes_are_refused_where_drawing_is_not_trained(
         list(train(stage("mmu", data, tiny_model, tmp_path / "out", vq=vq)))
 
 
-def test_in_a_shared_vocabulary_the_words_are_kept(
+def test_a_shared_vocabulary_keeps_its_words_and_takes_new_codes(
     data: Data, tiny_config: ModelConfig, tiny_model: Path, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(tiny_config.vq, codebook_size=96)
-    file = codes(tmp_path / "codes.jsonl", config)
-    vq = tokenizer(tmp_path / "vq", config)
-    settings = {"vq": vq, "data_t2i": (file,), "vocabulary": "shared", "loop": loop(steps=1, lr=1e-30)}
-    run = stage("both", data, tiny_model, tmp_path / "out", **settings)
+    vq, file = tokenizer(tmp_path / "vq", config), codes(tmp_path / "codes.jsonl", config)
+    still = loop(steps=1, lr=1e-30)
+    run = stage("t2i", data, tiny_model, tmp_path / "out", vq=vq, data_t2i=(file,), loop=still, vocabulary="shared")
     list(train(run))
     before, after = (load_file(p / "model.safetensors") for p in (tiny_model, run.output))
-    words = tiny_config.text.vocab_size
-    assert len(after["vocabulary.weight"]) == words + 96
-    torch.testing.assert_close(
-        after["vocabulary.weight"][:words], before["text_embedding.weight"], rtol=0.0, atol=1e-20
-    )
+    text = tiny_config.text.vocab_size
+    assert after["vocabulary.weight"].shape == (text + 96, tiny_config.backbone.d_model)
+    torch.testing.assert_close(after["vocabulary.weight"][:text], before["text_embedding.weight"], rtol=0, atol=1e-20)
+    assert 0.015 < after["vocabulary.weight"][text:].std() < 0.025
+
+
+def test_a_rehearsal_counts_what_the_tasks_share(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    run = stage("t2i", data, tiny_model, tmp_path / "out", vocabulary="shared", lora="shared", dry_run=True)
+    plan, *_ = [event for event in train(run) if isinstance(event, Plan)]
+    counted = {part: (whole, trained) for part, whole, trained in plan.parts}
+    assert counted["vocabulary"][0] == counted["vocabulary"][1] > 0
+    assert counted["lora_shared"][0] == counted["lora_shared"][1] > 0
