@@ -25,7 +25,7 @@ from omnimamba_cli.train import metrics, snapshots
 from tests.train.conftest import Data, loop, stage
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, KILLS = 12, 8
+STEPS, KILLS = 12, 6
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -74,11 +74,12 @@ def wait_for_step(output: Path, step: int) -> None:
 
 
 def kill_again_and_again(run: StageSettings, seconds: float) -> int:
-    """Ends the run at random moments until it has been KILLS times, then lets it finish. How often it was running."""
+    """Ends the run KILLS times, each at a random moment of a later step, then lets it finish. How often it ran."""
     draw, killed = random.Random(5), 0
-    for _ in range(KILLS):
+    for number in range(KILLS):
         pid = child(lambda: finish(run))
-        time.sleep(draw.uniform(0.1, 0.7) * seconds)
+        wait_for_step(run.output, 1 + number * (STEPS - 4) // KILLS)
+        time.sleep(draw.uniform(0, seconds / STEPS))
         os.kill(pid, signal.SIGKILL)
         killed += done(pid) == -signal.SIGKILL
     assert done(child(lambda: finish(run))) == 0
