@@ -25,7 +25,7 @@ from omnimamba_cli.train import metrics, snapshots
 from tests.train.conftest import Data, loop, stage
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, KILLS = 12, 8
+STEPS, KILLS = 12, 6
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
