@@ -73,7 +73,7 @@ PRESETS: dict[str, ModelConfig] = {
         ranking_question="describe the picture",
         caption_dropout=0.1,
         caption_sampling=SamplingConfig(max_new_tokens=64),
-        image_sampling=SamplingConfig(temperature=0.6, candidates=1),
+        image_sampling=SamplingConfig(temperature=0.3),
     ),
 }
 
