@@ -20,8 +20,6 @@ from omnimamba_cli.ops.step import StepKernels
 ENVIRONMENT = "OMNIMAMBA_KERNELS"
 PDL_ENVIRONMENT = "OMNIMAMBA_PDL"  # 0: no kernel of a step starts before the one before it ends
 BACKENDS = ("auto", "torch", "triton", "mamba-ssm")
-# "auto" takes them once tests/timing and the gpu-marked tests of the decoder have passed on a GPU
-ON_REQUEST = f"interpreted and compiled, but not yet seen running on a GPU: {ENVIRONMENT}=triton turns it on"
 LARGEST_STATE = 64 * 256  # p * n whose tiles fit the registers of one program
 
 
@@ -171,12 +169,12 @@ def _pdl_refusal(device: torch.device) -> str | None:
 
 
 def step_kernels(probe: Tensor) -> StepKernels:
-    """What a decoding step runs on, for tensors like this one: our kernels where they are asked for and can run."""
+    """What a decoding step runs on, for tensors like this one: our kernels where they can run."""
     name = requested()
     refusal = _step_refusal(probe)
     if name == "triton" and refusal is not None:
         raise DeviceError(f"{ENVIRONMENT}={name}, but it {refusal}", hint=f"unset {ENVIRONMENT}")
-    if name != "triton" or refusal is not None:
+    if name not in ("auto", "triton") or refusal is not None:
         return StepKernels()
     return StepKernels(*_step_modules()[0], pdl=_pdl_refusal(probe.device) is None)
 
@@ -195,8 +193,8 @@ def row_step_refusal(probe: Tensor) -> str | None:
 def _step_report(probe: Tensor) -> list[KernelChoice]:
     """The operations of a decoding step, see `report`."""
     refusal = _step_refusal(probe)
-    used = refusal is None and requested() == "triton"
-    why = refusal or (ON_REQUEST if requested() == "auto" else f"{ENVIRONMENT}={requested()}")
+    used = refusal is None and requested() in ("auto", "triton")
+    why = refusal or f"{ENVIRONMENT}={requested()}"
     if used:
         unlinked = _pdl_refusal(probe.device)
         links = f"one after the other ({unlinked})" if unlinked else "each fetches its weights while another runs"
@@ -205,7 +203,7 @@ def _step_report(probe: Tensor) -> list[KernelChoice]:
     for op in ("normed_product", "mixer_step", "draw", "prefill"):
         read = "four launches a layer beside the products, segments of the scan at the same time"
         rows.append(KernelChoice(op, "triton", used, read if used and op == "prefill" else why))
-        rows.append(KernelChoice(op, "torch", not used, "triton is asked for" if used else "works everywhere"))
+        rows.append(KernelChoice(op, "torch", not used, "triton is faster here" if used else "works everywhere"))
     return rows
 
 

@@ -1,7 +1,6 @@
 """How a decoding step's kernels are cut, by shape: shipped, never tuned at run time. One table for all chips so far.
 
-Chosen by the registers that code compiled for an H100 needs and the bytes in flight, not yet by measuring:
-`python -m tests.timing.run`, in a clone of the repository, times the candidates.
+Chosen by what `python -m tests.timing.run`, in a clone of the repository, measured on an H100.
 """
 
 from dataclasses import dataclass
@@ -47,25 +46,24 @@ class ScanPlan:
 
 SCAN = ScanPlan(chunk=64, warps=4)
 SCAN_FLOAT32 = ScanPlan(chunk=16, warps=8, stages=1)  # larger ones do not fit the registers
-VECTOR_BATCH = 4  # rows up to which dot products are faster than the matrix units
-TILE_BATCH = 32  # rows up to which our tiles are faster than the library
+# Rows up to which dot products are fastest; beyond, the library is where it can multiply the weights as they are.
+VECTOR_BATCH, VECTOR_BATCH_QUANTIZED = 2, 4
 VALUES = 16_384  # weights that four warps of the vector method hold, 64 registers a thread of bfloat16
 
 
 def product_plan(batch: int, columns: int, weight: torch.dtype, model: torch.dtype) -> ProductPlan:
     """The plan for x (batch columns) with weights of a dtype, in a model of another."""
     quantized = weight != model
-    if batch <= VECTOR_BATCH and columns <= 8192:
+    if batch <= (VECTOR_BATCH_QUANTIZED if quantized else VECTOR_BATCH) and columns <= 8192:
         warps = 8 if columns > 2048 else 4
         # for several rows the weights stay in registers as float32
         values = VALUES // 2 if batch > 1 or weight == torch.float32 else VALUES
         return ProductPlan("vector", rows=max(1, min(8, values * warps // 4 // columns)), warps=warps)
+    if not quantized:
+        return ProductPlan("library")
     if model == torch.float32:
-        # full-precision tiles do without the matrix units: the library is faster
-        return ProductPlan("tile", rows=16, columns=32, stages=2) if quantized else ProductPlan("library")
-    if quantized or batch <= TILE_BATCH:
-        return ProductPlan("tile", rows=64, columns=128, warps=4, stages=3)
-    return ProductPlan("library")
+        return ProductPlan("tile", rows=16, columns=32, stages=2)
+    return ProductPlan("tile", rows=64, columns=128, warps=4, stages=3)
 
 
 def mixer_plan(batch: int, p: int) -> MixerPlan:

@@ -32,13 +32,6 @@ from tests.numerics import assert_close, relative_error
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.fixture(autouse=True)
-def _asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU the kernels of a step run where they are asked for."""
-    if request.node.get_closest_marker("gpu"):
-        monkeypatch.setenv(registry.ENVIRONMENT, "triton")
-
-
 CONFIGS = {
     "greedy": GREEDY,
     "top-k": SAMPLED,

@@ -34,10 +34,11 @@ CANDIDATES: list[tuple[str, int, str, list[ProductPlan]]] = [
     ("in_proj", 1, "fp8", [vector(8, 4), vector(16, 8)]),
     ("in_proj", 2, "bf16", [vector(4, 4), vector(8, 8)]),
     ("in_proj", 4, "bf16", [vector(4, 4), tile(64, 128, 4, 3)]),
-    ("in_proj", 16, "bf16", TILES),
-    ("out_proj", 16, "bf16", [TILES[0], TILES[1], tile(16, 256, 4, 3)]),
+    ("in_proj", 16, "bf16", [*TILES, tile(64, 64, 4, 8), tile(32, 128, 4, 5), tile(64, 64, 8, 6), tile(32, 64, 4, 8)]),
+    ("out_proj", 16, "bf16", [TILES[0], tile(16, 128, 2, 6), tile(16, 128, 1, 8), tile(32, 64, 4, 8)]),
     ("in_proj", 64, "bf16", [TILES[0], TILES[3]]),
-    ("in_proj", 16, "int8", [TILES[0]]),
+    ("in_proj", 16, "int8", [TILES[0], tile(64, 64, 4, 6), tile(128, 64, 8, 5), tile(32, 128, 4, 5)]),
+    ("out_proj", 16, "int8", [TILES[0], tile(16, 128, 2, 6), tile(32, 64, 4, 8)]),
 ]
 
 
@@ -81,8 +82,8 @@ def products(log: Log, stepper: Stepper, which: str, batch: int, kind: str, plan
 
 MIXERS = {
     1: [MixerPlan(8, 4), MixerPlan(16, 4), MixerPlan(32, 4)],
-    16: [MixerPlan(16, 4), MixerPlan(32, 4)],
-    64: [MixerPlan(16, 4), MixerPlan(32, 4), MixerPlan(64, 8)],
+    16: [MixerPlan(16, 4), MixerPlan(32, 4), MixerPlan(16, 2), MixerPlan(32, 8), MixerPlan(8, 2)],
+    64: [MixerPlan(16, 4), MixerPlan(32, 4), MixerPlan(64, 8), MixerPlan(16, 2), MixerPlan(32, 8), MixerPlan(8, 2)],
 }
 
 

@@ -8,7 +8,6 @@ prints.
 """
 
 import argparse
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,7 +131,6 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=140.0, help="no part begins after these")
     given = parser.parse_args()
-    os.environ.setdefault(registry.ENVIRONMENT, "triton")  # not chosen by itself yet
     log = Log(given.json, given.seconds)
     if not torch.cuda.is_available():
         log.line("there is no CUDA device here")
