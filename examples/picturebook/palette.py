@@ -1,4 +1,4 @@
-"""The twelve colour names of grounds and tints, and the distance between colours."""
+"""The twelve colour names of grounds and tints, the distance between colours, and a picture in one colour."""
 
 import math
 import random
@@ -28,6 +28,8 @@ COLOUR_NUMBER: dict[str, int] = {name: number for number, name in enumerate(COLO
 COLOUR_WORDS = frozenset(
     {word for name in COLOURS for word in name.split()} | {"gold", "silver", "bronze", "golden", "blond", "rainbow"}
 )
+LUMA = (0.299, 0.587, 0.114)  # BT.601, of red, green and blue
+SHADES = 0.45  # of the way from black to white that the shades of a recoloured picture span
 MIN_CONTRAST = 70.0  # RGB distance of thing and ground below which a drawing is hard to see
 
 
@@ -55,3 +57,27 @@ def contrasts(rgba: np.ndarray) -> list[int]:
     grounds = np.array(list(COLOURS.values()), np.float32)
     far = np.sqrt(((ink[:, None] - grounds[None]) ** 2).sum(-1))  # (ink, colours)
     return [int(value) for value in np.median(far, axis=0)]
+
+
+def recoloured(rgba: np.ndarray, rgb: Rgb) -> np.ndarray:
+    """A picture in shades of one colour: its lights and darks stay, spread about the colour's own luma.
+
+    rgba (h w 4) uint8, straight alpha. Returns a copy; alpha is untouched.
+    """
+    colour, weights = np.array(rgb, np.float32) / 255, np.array(LUMA, np.float32)
+    luma = rgba[..., :3].astype(np.float32) @ weights / 255
+    ink = luma[rgba[..., 3] > 128]
+    if not len(ink):
+        return rgba.copy()
+    low, high = np.percentile(ink, (2, 98))
+    contrast = max(float(high - low), 0.15)  # a picture of one shade stays nearly so
+    place = np.clip((luma - low) / contrast, 0, 1)
+    home = float(colour @ weights)
+    middle = float(np.clip((ink - low) / contrast, 0, 1).mean())
+    start = min(max(home - middle * SHADES, 0), 1 - SHADES)  # black has no darker shade, white no lighter
+    shade = (start + SHADES * place)[..., None]
+    darker = colour * shade / max(home, 1e-3)
+    lighter = colour + (1 - colour) * (shade - home) / max(1 - home, 1e-3)
+    painted = rgba.copy()
+    painted[..., :3] = np.clip(np.where(shade <= home, darker, lighter) * 255, 0, 255).astype(np.uint8)
+    return painted

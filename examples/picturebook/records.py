@@ -86,8 +86,8 @@ def _held_out(job: Job, pictures: Pictures, number: int, rng: random.Random) -> 
 
 
 def _image(job: Job, pictures: Pictures, number: int, rng: random.Random) -> None:
-    """An image alone. Three of four are drawings, which is what the image tokenizer is for."""
-    purpose = "mmu" if number % 4 == 0 else "t2i"
+    """An image alone. Seven of eight are drawings, which is what the image tokenizer is for."""
+    purpose = "mmu" if number % 8 == 0 else "t2i"
     _save(sample_scene(rng, pictures, TRAIN, purpose=purpose), pictures, job, number)
 
 

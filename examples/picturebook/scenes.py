@@ -11,7 +11,7 @@ from PIL import Image
 
 import layouts
 from concepts import Concept, clash
-from palette import COLOUR_NAMES, COLOURS, MIN_CONTRAST, Rgb, distance, jitter
+from palette import COLOUR_NAMES, COLOURS, MIN_CONTRAST, Rgb, distance, jitter, recoloured
 from pictures import Pictures
 from splits import belongs, unseen_ground
 
@@ -28,7 +28,8 @@ GLYPH_STYLE = "fluent_hc"  # one colour: always tinted
 SOLID_STYLE = "fluent_3d"  # drawn where a caption says "3D rendering", and nowhere else
 # A thing whose caption names no style is drawn by the first hand that has it, always the same.
 PLAIN_HANDS = ("twemoji", "noto", "noto_v1", "fluent_flat")
-HAND_WEIGHTS: dict[str, float] = {"plain": 62, GLYPH_STYLE: 24, SOLID_STYLE: 14}
+HAND_WEIGHTS: dict[str, float] = {"plain": 62, "tinted": 24, SOLID_STYLE: 14}
+TINTED_SHARE = 0.06  # of flat pictures, in scenes for looking: drawn in shades of one colour, as drawings are
 # A ground that no caption names: the first on which the thing is well seen.
 PLAIN_GROUNDS = ("white", "light blue", "blue", "gray")
 GROUND_JITTER = {"mmu": 12, "t2i": 0}
@@ -50,7 +51,7 @@ class Thing:
     concept: Concept
     picture: int  # row of the picture cache
     style: str  # name of the set
-    tint: str | None  # colour name of a glyph
+    tint: str | None  # colour name of a glyph, or of a picture in shades of one colour
     rgb: Rgb | None  # the tint's own shade
     box: tuple[int, int, int, int]  # left, top, right, bottom in pixels of a 128 px canvas; a square
     mirrored: bool
@@ -167,7 +168,9 @@ def _mixed_looks(rng: random.Random, pictures: Pictures, split: str, concepts: l
         if not weights:
             return None
         style = shared if shared in weights else _weighted(rng, weights)
-        looks.append(_look(rng, concept, rng.choice(found[style]), style, TINT_JITTER["mmu"]))
+        flat = style in PLAIN_HANDS and concept.tintable
+        tinted = style == GLYPH_STYLE or (flat and rng.random() < TINTED_SHARE)
+        looks.append(_look(rng, concept, rng.choice(found[style]), style, TINT_JITTER["mmu"] if tinted else None))
     return looks
 
 
@@ -180,22 +183,22 @@ def _one_hand(rng: random.Random, pictures: Pictures, split: str, concepts: list
     looks: list[Look] = []
     for concept, styles in zip(concepts, found, strict=True):
         style = next((plain for plain in PLAIN_HANDS if plain in styles), None)
-        # beside tinted things some keep their own colours
-        tinted = hand == GLYPH_STYLE and GLYPH_STYLE in styles and concept.tintable
-        if tinted and (len(concepts) == 1 or rng.random() < 0.7):
-            style = GLYPH_STYLE
-        elif hand == SOLID_STYLE:
+        if hand == SOLID_STYLE:
             style = SOLID_STYLE
         if style is None:
             return None
-        looks.append(_look(rng, concept, styles[style][0], style, TINT_JITTER["t2i"]))
+        # beside tinted things some keep their own colours
+        tinted = hand == "tinted" and concept.tintable and (len(concepts) == 1 or rng.random() < 0.7)
+        looks.append(_look(rng, concept, styles[style][0], style, TINT_JITTER["t2i"] if tinted else None))
     return looks
 
 
-def _look(rng: random.Random, concept: Concept, row: int, style: str, shade: int) -> Look:
-    """A picture, tinted if it is a glyph; `shade` is how far a tint may be off."""
-    tint = rng.choice(COLOUR_NAMES) if style == GLYPH_STYLE else None
-    return concept, row, style, tint, None if tint is None else jitter(rng, COLOURS[tint], shade)
+def _look(rng: random.Random, concept: Concept, row: int, style: str, shade: int | None) -> Look:
+    """A picture, tinted unless `shade` is None: how far the tint may be off its name's colour."""
+    if shade is None:
+        return concept, row, style, None, None
+    tint = rng.choice(COLOUR_NAMES)
+    return concept, row, style, tint, jitter(rng, COLOURS[tint], shade)
 
 
 def _seen(pictures: Pictures, look: Look, ground: str) -> bool:
@@ -272,10 +275,13 @@ def _weighted(rng: random.Random, weights: dict[str, float]) -> str:
 
 def thing_image(thing: Thing, pictures: Pictures, side_px: int) -> Image.Image:
     """A thing's picture as RGBA, `side_px` square, mirrored and tinted as the scene says."""
-    image = Image.fromarray(pictures.rgba[thing.picture]).resize((side_px, side_px), Image.Resampling.BICUBIC)
+    rgba = pictures.rgba[thing.picture]
+    if thing.rgb is not None and thing.style != GLYPH_STYLE:
+        rgba = recoloured(rgba, thing.rgb)
+    image = Image.fromarray(rgba).resize((side_px, side_px), Image.Resampling.BICUBIC)
     if thing.mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if thing.rgb is None:
+    if thing.rgb is None or thing.style != GLYPH_STYLE:
         return image
     solid = Image.new("RGBA", image.size, thing.rgb)
     solid.putalpha(image.getchannel("A"))
