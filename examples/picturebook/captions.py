@@ -79,7 +79,7 @@ def _three(scene: Scene, rng: random.Random) -> str:
 
 def _framed(scene: Scene, body: str, rng: random.Random) -> str:
     """ "a picture of ...", "a 3D rendering of ..." or the body alone."""
-    nouns = {STYLE_NOUNS.get(thing.style) for thing in scene.things}
+    nouns = {STYLE_NOUNS.get(thing.style) if thing.hand is None else None for thing in scene.things}
     noun = nouns.pop() if len(nouns) == 1 else None
     solid = scene.purpose == "t2i" and noun == STYLE_NOUNS[SOLID_STYLE]
     if noun is not None and (solid or rng.random() < STYLE_SHARE[noun]):

@@ -322,6 +322,8 @@ def _style(scene: Scene, rng: random.Random) -> QA | None:
     """Flat or 3-D, where the style is plainly one of the two."""
     styles = {thing.style for thing in scene.things}
     flat = styles <= FLAT_STYLES
+    if any(thing.hand is not None for thing in scene.things):
+        return None
     if not flat and styles != {"fluent_3d"}:
         return None
     phrase = rng.choice(

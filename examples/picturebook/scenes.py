@@ -11,9 +11,10 @@ from PIL import Image
 
 import layouts
 from concepts import Concept, clash
+from hands import by_another_hand
 from palette import COLOUR_NAMES, COLOURS, MIN_CONTRAST, Rgb, distance, jitter, recoloured
 from pictures import Pictures
-from splits import belongs, unseen_ground
+from splits import TRAIN, belongs, unseen_ground
 
 CANVAS_PX = 128  # boxes are in pixels of a canvas of this side
 KINDS: dict[str, dict[str, float]] = {
@@ -29,7 +30,8 @@ SOLID_STYLE = "fluent_3d"  # drawn where a caption says "3D rendering", and nowh
 # A thing whose caption names no style is drawn by the first hand that has it, always the same.
 PLAIN_HANDS = ("twemoji", "noto", "noto_v1", "fluent_flat")
 HAND_WEIGHTS: dict[str, float] = {"plain": 62, "tinted": 24, SOLID_STYLE: 14}
-TINTED_SHARE = 0.06  # of flat pictures, in scenes for looking: drawn in shades of one colour, as drawings are
+# Of pictures in scenes for looking: drawn in shades of one colour, as drawings are; and, in training, by another hand.
+TINTED_SHARE, OTHER_HAND_SHARE = 0.03, 0.35
 # A ground that no caption names: the first on which the thing is well seen.
 PLAIN_GROUNDS = ("white", "light blue", "blue", "gray")
 GROUND_JITTER = {"mmu": 12, "t2i": 0}
@@ -41,7 +43,8 @@ PLAIN_SHARE = 0.5  # of drawings that stand on their plain ground
 ATTEMPTS = 3000  # some splits refuse nine scenes of ten
 
 
-Look = tuple[Concept, int, str, str | None, Rgb | None]  # concept, picture row, set, tint, the tint's own shade
+# concept, picture row, set, tint, the tint's own shade, another hand's seed
+Look = tuple[Concept, int, str, str | None, Rgb | None, int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Thing:
     rgb: Rgb | None  # the tint's own shade
     box: tuple[int, int, int, int]  # left, top, right, bottom in pixels of a 128 px canvas; a square
     mirrored: bool
+    hand: int | None = None  # seed of another hand that drew it, see hands.py
 
     @property
     def side_px(self) -> int:
@@ -124,9 +128,9 @@ def _try_scene(rng: random.Random, pictures: Pictures, split: str, purpose: str,
     things = tuple(
         Thing(
             concept=concept, picture=row, style=style, tint=tint, rgb=rgb, box=_box(square),
-            mirrored=mirrored and concept.category in MIRRORED,
+            mirrored=mirrored and concept.category in MIRRORED, hand=hand,
         )
-        for (concept, row, style, tint, rgb), square in zip(looks, squares, strict=True)
+        for (concept, row, style, tint, rgb, hand), square in zip(looks, squares, strict=True)
     )  # fmt: skip
     shade = jitter(rng, COLOURS[ground], GROUND_JITTER[purpose])
     return Scene(
@@ -170,7 +174,9 @@ def _mixed_looks(rng: random.Random, pictures: Pictures, split: str, concepts: l
         style = shared if shared in weights else _weighted(rng, weights)
         flat = style in PLAIN_HANDS and concept.tintable
         tinted = style == GLYPH_STYLE or (flat and rng.random() < TINTED_SHARE)
-        looks.append(_look(rng, concept, rng.choice(found[style]), style, TINT_JITTER["mmu"] if tinted else None))
+        other = split == TRAIN and concept.tintable and not tinted and rng.random() < OTHER_HAND_SHARE
+        row, shade = rng.choice(found[style]), TINT_JITTER["mmu"] if tinted else None
+        looks.append(_look(rng, concept, row, style, shade, hand=rng.getrandbits(32) if other else None))
     return looks
 
 
@@ -193,12 +199,14 @@ def _one_hand(rng: random.Random, pictures: Pictures, split: str, concepts: list
     return looks
 
 
-def _look(rng: random.Random, concept: Concept, row: int, style: str, shade: int | None) -> Look:
+def _look(
+    rng: random.Random, concept: Concept, row: int, style: str, shade: int | None, hand: int | None = None
+) -> Look:
     """A picture, tinted unless `shade` is None: how far the tint may be off its name's colour."""
     if shade is None:
-        return concept, row, style, None, None
+        return concept, row, style, None, None, hand
     tint = rng.choice(COLOUR_NAMES)
-    return concept, row, style, tint, jitter(rng, COLOURS[tint], shade)
+    return concept, row, style, tint, jitter(rng, COLOURS[tint], shade), hand
 
 
 def _seen(pictures: Pictures, look: Look, ground: str) -> bool:
@@ -278,6 +286,8 @@ def thing_image(thing: Thing, pictures: Pictures, side_px: int) -> Image.Image:
     rgba = pictures.rgba[thing.picture]
     if thing.rgb is not None and thing.style != GLYPH_STYLE:
         rgba = recoloured(rgba, thing.rgb)
+    if thing.hand is not None:
+        rgba = by_another_hand(np.asarray(rgba), random.Random(thing.hand))
     image = Image.fromarray(rgba).resize((side_px, side_px), Image.Resampling.BICUBIC)
     if thing.mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

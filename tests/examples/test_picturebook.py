@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "pictu
 
 import captions
 import concepts
+import hands
 import make
 import names
 import palette
@@ -338,3 +339,77 @@ def test_make_writes_the_same_bytes_with_one_and_two_processes(tmp_path: Path) -
     assert all(item["conversations"][0]["value"].startswith("<image>\n") for item in conversations)
     lines = [json.loads(line) for line in (tmp_path / "eval-1" / "eval.jsonl").read_text().splitlines()]
     assert {line["split"] for line in lines} == set(splits.SPLITS)
+
+
+@pytest.mark.parametrize("name", palette.COLOUR_NAMES)
+def test_a_recoloured_picture_keeps_its_lights_and_darks(name: str) -> None:
+    rgba = np.zeros((16, 16, 4), np.uint8)
+    rgba[..., :3] = np.linspace(10, 240, 16, dtype=np.uint8)[:, None, None] * np.array((1, 0.5, 0.2)).astype(np.float32)
+    rgba[:, 2:14, 3] = 255
+    before = rgba.copy()
+    painted = palette.recoloured(rgba, palette.COLOURS[name])
+    assert (rgba == before).all()
+    assert (painted[..., 3] == rgba[..., 3]).all()
+    luma = painted[..., :3].astype(np.float32) @ np.array(palette.LUMA, np.float32)
+    steps = np.diff(luma[:, 8])
+    assert (steps >= -1).all()
+    assert luma[-1, 8] - luma[0, 8] > 80
+    middle = painted[2:14, 2:14, :3].reshape(-1, 3).mean(0)
+    far = {other: palette.distance(tuple(middle), rgb) for other, rgb in palette.COLOURS.items()}
+    assert far[name] < 130
+    if name not in ("white", "black"):  # whose shades are grays
+        assert min(far, key=lambda other: far[other]) == name
+
+
+def test_recolouring_nothing_or_one_shade_is_no_error() -> None:
+    empty = np.zeros((8, 8, 4), np.uint8)
+    assert (palette.recoloured(empty, (214, 40, 40)) == empty).all()
+    flat = np.full((8, 8, 4), 255, np.uint8)
+    assert len(np.unique(palette.recoloured(flat, (214, 40, 40)).reshape(-1, 4), axis=0)) == 1
+
+
+def test_drawings_with_a_named_colour_are_drawings_not_glyphs(pictures: Pictures) -> None:
+    rng = random.Random(5)
+    tinted = [
+        (scene, thing)
+        for scene in (scenes.sample_scene(rng, pictures, "train", purpose="t2i") for _ in range(200))
+        for thing in scene.things
+        if thing.tint is not None
+    ]
+    assert tinted
+    assert {thing.style for _, thing in tinted} <= set(scenes.PLAIN_HANDS)
+    thing = tinted[0][1]
+    assert thing.rgb is not None
+    drawn = np.asarray(scenes.thing_image(thing, pictures, 128))
+    assert (drawn == palette.recoloured(pictures.rgba[thing.picture], thing.rgb)).all()
+
+
+def test_another_hand_draws_the_same_thing_otherwise() -> None:
+    rgba = np.zeros((64, 64, 4), np.uint8)
+    rgba[16:48, 16:48] = (200, 40, 40, 255)
+    rgba[24:40, 24:40, :3] = (250, 220, 60)
+    before = rgba.copy()
+    drawn = [hands.by_another_hand(rgba, random.Random(seed)) for seed in range(40)]
+    assert (rgba == before).all()
+    assert all(picture.shape == rgba.shape and picture.dtype == np.uint8 for picture in drawn)
+    assert (hands.by_another_hand(rgba, random.Random(3)) == drawn[3]).all()
+    assert len({picture.tobytes() for picture in drawn}) > 30
+    ink = rgba[..., 3] > 128
+    for picture in drawn:  # it stands where it stood
+        covered = picture[..., 3] > 128
+        assert (ink & covered).sum() > 0.75 * ink.sum()
+        assert covered.sum() < 1.5 * ink.sum()
+
+
+def test_other_hands_draw_for_training_alone(pictures: Pictures, train_scenes: list[scenes.Scene]) -> None:
+    drawn = [thing for scene in train_scenes for thing in scene.things if thing.hand is not None]
+    assert drawn
+    assert all(thing.tint is None and thing.concept.tintable for thing in drawn)
+    rng = random.Random(6)
+    for split, purpose in (("unseen_scenes", "mmu"), ("unseen_style", "mmu"), ("train", "t2i")):
+        for _ in range(60):
+            scene = scenes.sample_scene(rng, pictures, split, purpose=purpose)
+            assert all(thing.hand is None for thing in scene.things)
+    scene = next(scene for scene in train_scenes if any(thing.hand is not None for thing in scene.things))
+    assert all(qa.type != "style" for seed in range(20) for qa in questions.questions(scene, random.Random(seed), 6))
+    assert (scenes.compose(scene, pictures) == scenes.compose(scene, pictures)).all()
