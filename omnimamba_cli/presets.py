@@ -54,12 +54,14 @@ PRESETS: dict[str, ModelConfig] = {
         text=TextConfig(base_vocab_size=2048),
         vq=VQConfig(
             image_size=128,
-            codebook_size=2048,
+            codebook_size=4096,
             z_channels=128,
             ch=32,
             ch_mult=(1, 2, 2, 4),
             num_res_blocks=1,
             norm_groups=8,
+            patch_width=320,
+            patch_blocks=2,
         ),
         towers=(NANO_TOWER,),
         caption_tokens=28,
@@ -73,7 +75,7 @@ PRESETS: dict[str, ModelConfig] = {
         ranking_question="describe the picture",
         caption_dropout=0.1,
         caption_sampling=SamplingConfig(max_new_tokens=64),
-        image_sampling=SamplingConfig(temperature=0.3),
+        image_sampling=SamplingConfig(temperature=0.15, guidance=1.5),
     ),
 }
 

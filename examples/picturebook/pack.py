@@ -23,15 +23,21 @@ LARGEST = 24 * 2**20  # bytes of the whole directory
 NOTES = (
     "nano knows PictureBook: drawings of 1,038 things, animals, food, vehicles, faces and people on coloured grounds, "
     "alone, counted and side by side. It was trained from scratch by the recipe in `examples/picturebook/` and has "
-    "seen no photograph. It names and answers well; it draws single things well on their plain ground, and roughly in "
-    "other colours, on other grounds and in company. The program's README has the figures.",
+    "seen no photograph. It names and answers well; it draws single things well on any ground, mostly so in a colour "
+    "that is named, and small ones in company roughly. The program's README has the figures.",
     "Licence: Apache-2.0. Trained on drawings by others; see ATTRIBUTION.md beside this file.",
 )
 # Drawn with seed 0 and shown whatever they look like.
 SAMPLES = (
-    *("a fox", "a dog", "a green apple", "a rocket", "a guitar", "a whale", "a red fox", "a sunflower", "a cat face"),
-    *("a pizza on a blue background", "a house on a yellow background", "two bells", "three trees"),
-    *("a grinning face", "a bicycle", "a cactus on a pink background"),
+    *("a red fox", "a fox", "a dog", "a rocket", "a guitar", "a whale on a yellow background", "a blue cat"),
+    *(
+        "a pizza on a blue background",
+        "a house on a green background",
+        "a pink elephant",
+        "two bells",
+        "five rice balls",
+    ),
+    *("a grinning face", "a bicycle", "a cactus on a pink background", "a cat to the left of a dog"),
 )
 
 

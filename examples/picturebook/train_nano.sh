@@ -22,7 +22,7 @@ run_pictures() { $python "$here/make.py" "$data" prepare; }
 run_scenes() {
   [ -e "$out/tokenizer.json" ] && return
   $python "$here/make.py" "$data" images --n "${IMAGES:-120000}" --out "$out/images" --seed 1
-  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-320000}" --out "$out/captions" --seed 2
+  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-400000}" --out "$out/captions" --seed 2
   $python "$here/make.py" "$data" train-mmu --n "${TALKS:-150000}" --out "$out/talks" --seed 3
   $omnimamba train-tokenizer text --data "$out/captions/captions.jsonl" --data "$out/talks/mmu.json" \
     --vocab-size 2048 -o "$out/tokenizer.json"
@@ -36,7 +36,7 @@ run_tower() {
 
 run_vq() {
   $omnimamba train-tokenizer image ${VQ_INIT:+--init "$VQ_INIT"} --data "$out/images" --preset nano --batch 128 \
-    --lr 6e-4 --warmup 200 --ema 0.999 --steps 200000 --clock-minutes "${VQ_MINUTES:-12}" --compile \
+    --lr 8e-4 --warmup 200 --ema 0.999 --steps 200000 --clock-minutes "${VQ_MINUTES:-12}" --compile \
     --workers "$workers" -o "$out/vq" --resume
 }
 
@@ -64,9 +64,9 @@ run_mmu() {
 run_both() {
   local launch=
   [ "${PROCESSES:-1}" = 1 ] || launch="-m torch.distributed.run --standalone --nproc-per-node=$PROCESSES"
-  $python $launch -m omnimamba_cli train-stage2 --init "${BOTH_INIT:-$out/mmu}" --data-mmu "$out/talks/mmu.json" \
-    --data-t2i "$out/codes.jsonl" --batch-mmu 288 --batch-t2i 1408 --accumulate "${ACCUMULATE:-1}" --lr 2.5e-3 \
-    --warmup 200 --ema 0.998 --steps 100000 --clock-minutes "${BOTH_MINUTES:-40}" --max-minutes "${BOTH_STOP:-0}" \
+  $python $launch -m omnimamba_cli train-stage2 --init "${BOTH_INIT:-$out/mmu}" --vq "$out/vq" --data-mmu "$out/talks/mmu.json" \
+    --data-t2i "$out/codes.jsonl" --batch-mmu 256 --batch-t2i 1440 --accumulate "${ACCUMULATE:-1}" --lr 2.5e-3 \
+    --warmup 120 --ema 0.998 --steps 100000 --clock-minutes "${BOTH_MINUTES:-40}" --max-minutes "${BOTH_STOP:-0}" \
     --workers "$workers" -o "$out/both" --resume
 }
 

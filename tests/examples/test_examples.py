@@ -115,7 +115,7 @@ def blocks(language: str) -> list[str]:
 def test_readme_shows_how_to_run_it_at_once() -> None:
     start = "\n".join(README.read_text(encoding="utf-8").splitlines()[:24])
     assert "pip install" in start
-    assert 'omnimamba generate "a fox" -o fox.png' in start
+    assert 'omnimamba generate "a red fox" -o fox.png' in start
     assert 'omnimamba caption fox.png "what is here?"' in start
 
 
