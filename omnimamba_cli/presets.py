@@ -75,7 +75,7 @@ PRESETS: dict[str, ModelConfig] = {
         ranking_question="describe the picture",
         caption_dropout=0.1,
         caption_sampling=SamplingConfig(max_new_tokens=64),
-        image_sampling=SamplingConfig(temperature=0.15, guidance=1.5),
+        image_sampling=SamplingConfig(temperature=0.05, guidance=1.5),
     ),
 }
 
