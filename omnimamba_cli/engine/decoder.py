@@ -64,7 +64,6 @@ class Decoder:
         self.kernels = kernels
         self.stepper = Stepper(model, task, kernels)
         self.table, self.places = embedding_tables(model, task)
-        self._like = model.norm_f.weight.detach()
         self._programs: dict[tuple[int, int, DrawRule], Program] = {}
         self._prefills: dict[tuple[int, int, int], Prefill] = {}
 
@@ -100,8 +99,7 @@ class Decoder:
         return self._programs[key]
 
     def _memory(self, rows: int) -> StepMemory:
-        dtype = state_dtype(self.task, self.dtype)
-        return StepMemory(self.config.backbone, rows, len(self.table), self._like, dtype)
+        return self.stepper.memory(rows, len(self.table), state_dtype(self.task, self.dtype))
 
     def _record(self, sequences: int, rule: DrawRule, ring: int, memory: StepMemory) -> Program:
         def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:

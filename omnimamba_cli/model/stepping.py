@@ -1,7 +1,7 @@
 """One token through a merged model on memory that stays where it is, so that the step can be recorded and repeated."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import scaled_linear
 from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.ops.step import StepKernels
+from omnimamba_cli.ops.step_plans import BatchPlan
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,30 @@ class StepLayer:
     out: Product
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What a step of many rows has besides."""
+
+    plan: BatchPlan
+    normed: Tensor  # (rows d), the residual's norm
+    parts: Tensor  # (splits rows d), out_proj's
+    squares: Tensor  # (rows h parts) float32, of what goes into out_proj
+
+
 class StepMemory:
-    """Everything that a step reads and writes, for `rows` sequences; ring and ssm are the state, see reference."""
+    """Everything that a step reads and writes, for `rows` sequences; ring and ssm are the state, see reference.
+
+    plan: of a step of many rows; without it they go through the vector kernels.
+    """
 
     def __init__(
-        self, config: Mamba2Config, rows: int, vocabulary: int, like: Tensor, state_dtype: torch.dtype
+        self,
+        config: Mamba2Config,
+        rows: int,
+        vocabulary: int,
+        like: Tensor,
+        state_dtype: torch.dtype,
+        plan: BatchPlan | None = None,
     ) -> None:
         c, device = config, like.device
 
@@ -52,13 +72,23 @@ class StepMemory:
             return torch.zeros(*shape, device=device, dtype=dtype)
 
         self.residual = empty(rows, c.d_model)
-        self.proj = empty(rows, c.d_in_proj)
+        self.proj = empty(rows, c.d_in_proj, dtype=like.dtype if plan else torch.float32)
         self.gated = empty(rows, c.d_inner, dtype=like.dtype)
         self.logits = empty(rows, vocabulary)
         self.ring = empty(c.n_layer, rows, c.d_conv, c.conv_dim, dtype=like.dtype)
         self.ssm = empty(c.n_layer, rows, c.nheads, c.headdim, c.d_state, dtype=state_dtype)
         self.position = empty(rows, dtype=torch.int64)
         self.busy = False  # a decoding that has not ended works in it
+        self.batch: Batch | None = None
+        if plan is not None:
+            # the library's product has its inputs' dtype
+            summed = like.dtype if plan.out.method == "library" else torch.float32
+            self.batch = Batch(
+                plan,
+                normed=empty(rows, c.d_model, dtype=like.dtype),
+                parts=empty(plan.out.splits, rows, c.d_model, dtype=summed),
+                squares=empty(rows, c.nheads, -(-c.headdim // plan.mixer.rows)),
+            )
 
     def new_state(self) -> InferenceState:
         """A state before the first token for a prefill of all rows; its ssm is this memory's own."""
@@ -95,15 +125,38 @@ class Stepper:
         narrow = model.narrow_heads[task] if task in model.narrow_heads else None  # noqa: SIM401 (a ModuleDict has no get)
         self.head = Product(norm, model.head(task).detach(), None) if narrow is None else Product.of(norm, narrow)
 
+    def memory(self, rows: int, vocabulary: int, state_dtype: torch.dtype) -> StepMemory:
+        """Memory for `rows` sequences with scores for so many tokens."""
+        c, like = self.config, self.head.norm
+        plan = self.kernels.batch_plan(rows, c.headdim, self.layers[0].into.weight, like)
+        return StepMemory(c, rows, vocabulary, like, state_dtype, plan)
+
     def step(self, memory: StepMemory) -> None:
         """residual (one embedded token a row) to logits; the state advances."""
-        m, groups = memory, self.config.ngroups
+        if memory.batch is not None:
+            self._step_batch(memory, memory.batch)
+            return
+        m = memory
         for i, layer in enumerate(self.layers):
-            self._product(m.residual, layer.into, m.proj, first=i == 0)
-            tensors = (layer.conv, layer.bias, layer.dt_bias, layer.A_log, layer.D)
-            self.kernels.mixer_step(m.proj, m.ring[i], m.ssm[i], m.position, *tensors, m.gated, groups=groups)
+            self._product(m.residual, layer.into, m.proj, chained=i > 0)
+            self._mix(m, i)
             self._product(m.gated, layer.out, m.residual, add=True)
         self._product(m.residual, self.head, m.logits)
+
+    def _step_batch(self, m: StepMemory, b: Batch) -> None:
+        ops, parts, plan = self.kernels, None, b.plan
+        for i, layer in enumerate(self.layers):
+            self._join_norm(m, b, parts, layer.into.norm, chained=i > 0)
+            ops.product(b.normed, layer.into.weight, layer.into.scale, m.proj[None], plan.into)
+            ours = plan.into.method != "library"
+            self._mix(m, i, plan=plan.mixer, norm=layer.out.norm, squares=b.squares, chained=ours)
+            ops.product(m.gated, layer.out.weight, layer.out.scale, b.parts, plan.out)
+            parts = b.parts
+        self._score_batch(m, b, parts)
+
+    def _score_batch(self, m: StepMemory, b: Batch, parts: Tensor | None) -> None:
+        self._join_norm(m, b, parts, self.head.norm, chained=parts is not None)
+        self.kernels.product(b.normed, self.head.weight, self.head.scale, m.logits[None], b.plan.head)
 
     def read(self, x: Tensor, memory: StepMemory) -> None:
         """Embedded prefixes with their places, x (rows l d), to the state after them and logits, all in memory.
@@ -123,12 +176,25 @@ class Stepper:
             y = scaled_linear(y, layer.out.weight, layer.out.scale)
         assert y is not None
         m.residual.copy_(residual[:, -1] + y[:, -1])
-        self._product(m.residual, self.head, m.logits, first=True)
+        if m.batch is None:
+            self._product(m.residual, self.head, m.logits, chained=False)
+        else:
+            self._score_batch(m, m.batch, None)
         m.position.fill_(x.shape[1] - 1)
 
-    def _product(self, x: Tensor, p: Product, out: Tensor, *, add: bool = False, first: bool = False) -> None:
-        eps = self.config.norm_eps
-        self.kernels.normed_product(x, p.norm, eps, p.weight, p.scale, out, add=add, first=first)
+    def _product(self, x: Tensor, p: Product, out: Tensor, *, add: bool = False, chained: bool = True) -> None:
+        self.kernels.normed_product(x, p.norm, self.config.norm_eps, p.weight, p.scale, out, add=add, chained=chained)
+
+    def _mix(self, m: StepMemory, i: int, **how: Any) -> None:
+        layer = self.layers[i]
+        weights = (layer.conv, layer.bias, layer.dt_bias, layer.A_log, layer.D)
+        self.kernels.mixer_step(
+            m.proj, m.ring[i], m.ssm[i], m.position, *weights, m.gated, groups=self.config.ngroups, **how
+        )
+
+    def _join_norm(self, m: StepMemory, b: Batch, parts: Tensor | None, norm: Tensor, *, chained: bool = True) -> None:
+        c, ours = self.config, chained and b.plan.out.method != "library"
+        self.kernels.join_norm(m.residual, parts, b.squares, c.d_inner, norm, c.norm_eps, b.normed, chained=ours)
 
 
 def _layer(block: nn.Module) -> StepLayer:

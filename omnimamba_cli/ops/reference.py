@@ -141,6 +141,31 @@ def normed_product(
         out.copy_(y)
 
 
+def product(x: Tensor, weight: Tensor, scale: Tensor | None, out: Tensor) -> None:
+    """Parts out (s b r) of x W^T, whose sum it is; for x (b c), W = weight (r c) times scale (r) if given.
+
+    Weights may be int8 or float8 with a scale for each row; sums in float32 (float64 for float64).
+    """
+    wide = _wide(x)
+    y = F.linear(x.to(wide), weight.to(wide))
+    out.zero_()
+    out[0] = y if scale is None else y * scale.to(wide)
+
+
+def join_norm(
+    residual: Tensor, parts: Tensor | None, squares: Tensor, width: int, norm: Tensor, eps: float, out: Tensor
+) -> None:
+    """residual (b d) += the parts' (s b d) sum, as if x had had a norm before the product; out = rms_norm(residual).
+
+    squares (b ...) add up to a row's sum of squares over the `width` channels of that x; norm (d), out (b d). Without
+    parts the residual stays as it is.
+    """
+    if parts is not None:
+        mean = squares.flatten(1).sum(1, keepdim=True) / width
+        residual += parts.to(residual.dtype).sum(0) * torch.rsqrt(mean + eps)
+    out.copy_(rms_norm(residual, norm, eps))
+
+
 def mixer_step(
     proj: Tensor,
     ring: Tensor,
@@ -154,12 +179,15 @@ def mixer_step(
     out: Tensor,
     *,
     groups: int,
+    norm: Tensor | None = None,
+    squares: Tensor | None = None,
 ) -> None:
     """One token between in_proj and out_proj: convolution, state, gate; the norm after the gate is not in it.
 
     proj (b e+c+h), the rows z, x B C, dt of in_proj; ring (b k c), the convolution's inputs, time t in slot t % k;
     ssm (b h p n); both updated in place. position (b) int64, the token's place in its sequence; conv (k c), bias (c);
-    dt_bias, A_log, D (h). Writes y * silu(z) to out (b e). The state may be of a narrower dtype than the sums.
+    dt_bias, A_log, D (h). Writes y * silu(z) to out (b e); with norm (e) that times norm, and to squares (b h parts)
+    sums of squares before it, which join_norm makes the norm's factor of. The state may be narrower than the sums.
     """
     b, h, p, n = ssm.shape
     _, k, c = ring.shape
@@ -180,4 +208,9 @@ def mixer_step(
         state = state.clamp(-torch.finfo(ssm.dtype).max, torch.finfo(ssm.dtype).max)
     if state is not ssm:
         ssm.copy_(state)
-    out.copy_(y.flatten(1) * F.silu(z))
+    gated = y.flatten(1) * F.silu(z)
+    if norm is not None and squares is not None:
+        squares.zero_()
+        squares[..., 0] = gated.view(b, h, p).square().sum(-1)
+        gated = gated * norm.to(wide)
+    out.copy_(gated)

@@ -145,12 +145,12 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @functools.cache
 def _step_modules() -> tuple[tuple[ModuleType, ...], str]:
-    """Our Triton kernels of decoding (products and mixer, the draw, the prefix) and why they cannot be had."""
+    """Our Triton kernels of decoding, in the order of StepKernels, and why they cannot be had."""
     try:
-        from omnimamba_cli.ops import triton_draw, triton_prefill, triton_step
+        from omnimamba_cli.ops import triton_batch, triton_draw, triton_prefill, triton_step
     except ImportError as error:
         return (), f"Triton cannot be imported ({error})"
-    return (triton_step, triton_draw, triton_prefill), ""
+    return (triton_step, triton_batch, triton_draw, triton_prefill), ""
 
 
 def _step_refusal(probe: Tensor) -> str | None:
@@ -198,7 +198,7 @@ def _step_report(probe: Tensor) -> list[KernelChoice]:
     if used:
         unlinked = _pdl_refusal(probe.device)
         links = f"one after the other ({unlinked})" if unlinked else "each fetches its weights while another runs"
-        why = f"three launches a layer in one recorded step, {links}"
+        why = f"three launches a layer in one recorded step, of many rows four, {links}"
     rows = []
     for op in ("normed_product", "mixer_step", "draw", "prefill"):
         read = "four launches a layer beside the products, segments of the scan at the same time"

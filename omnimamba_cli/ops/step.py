@@ -6,18 +6,23 @@ Which backend is chosen, and why, is registry.step_kernels.
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from omnimamba_cli.ops import reference, step_plans
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, advance
-from omnimamba_cli.ops.step_plans import ProductPlan
+from omnimamba_cli.ops.step_plans import BatchPlan, MixerPlan, ProductPlan
 
 
 @dataclass(frozen=True)
 class StepKernels:
-    """One backend. `pdl`: kernels may start before the one before them ends (NVIDIA from compute capability 9)."""
+    """One backend. `pdl`: kernels may start before the one before them ends (NVIDIA from compute capability 9).
+
+    `chained`, in what follows: the kernel before is one of ours, of the same step.
+    """
 
     products: ModuleType | None = None  # ops.triton_step
+    batches: ModuleType | None = None  # ops.triton_batch
     drawing: ModuleType | None = None  # ops.triton_draw
     reading: ModuleType | None = None  # ops.triton_prefill; without it a prefix goes through the model's own forward
     pdl: bool = False
@@ -27,11 +32,12 @@ class StepKernels:
         """The backend's name, as the registry has it."""
         return "torch" if self.products is None else "triton"
 
-    def plan(self, batch: int, weight: Tensor, model: Tensor) -> ProductPlan:
-        """How a product with this weight is cut; `model` is any tensor of the model's dtype."""
-        if self.products is None:
-            return ProductPlan("library")
-        return step_plans.product_plan(batch, weight.shape[1], weight.dtype, model.dtype)
+    def batch_plan(self, batch: int, p: int, weight: Tensor, model: Tensor) -> BatchPlan | None:
+        """How a step of many rows is cut; None: rows are few, and go through normed_product.
+
+        `weight` is any of the products', `model` any tensor of the model's dtype, p the width of a head.
+        """
+        return None if self.batches is None else step_plans.batch_plan(batch, p, weight.dtype, model.dtype)
 
     def normed_product(
         self,
@@ -43,22 +49,14 @@ class StepKernels:
         out: Tensor,
         *,
         add: bool = False,
-        first: bool = False,
+        chained: bool = True,
     ) -> None:
-        """See reference.normed_product. `first`: the kernel before this one may be anyone's."""
-        plan = self.plan(len(x), weight, norm)
+        """See reference.normed_product; for the few rows that have no batch plan."""
         if self.products is None:
             reference.normed_product(x, norm, eps, weight, scale, out, add=add)
-        elif plan.method == "library":
-            y = self.products.rms_norm(x, norm, eps, weight.dtype) @ weight.mT
-            if add:
-                out += y
-            else:
-                out.copy_(y)
-        else:
-            self.products.normed_product(
-                x, norm, eps, weight, scale, out, add=add, plan=plan, pdl=self.pdl and not first
-            )
+            return
+        plan = step_plans.vector_plan(len(x), x.shape[1], weight.dtype)
+        self.products.normed_product(x, norm, eps, weight, scale, out, add=add, plan=plan, pdl=self.pdl and chained)
 
     def mixer_step(
         self,
@@ -74,15 +72,53 @@ class StepKernels:
         out: Tensor,
         *,
         groups: int,
+        plan: MixerPlan | None = None,
+        norm: Tensor | None = None,
+        squares: Tensor | None = None,
         chained: bool = True,
     ) -> None:
-        """See reference.mixer_step. `chained`: the kernel before this one is one of ours."""
+        """See reference.mixer_step."""
         tensors = (proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out)
         if self.products is None:
-            reference.mixer_step(*tensors, groups=groups)
+            reference.mixer_step(*tensors, groups=groups, norm=norm, squares=squares)
             return
-        plan = step_plans.mixer_plan(len(proj), ssm.shape[2])
-        self.products.mixer_step(*tensors, groups=groups, plan=plan, pdl=self.pdl and chained)
+        plan = plan or step_plans.mixer_plan(len(proj), ssm.shape[2])
+        self.products.mixer_step(
+            *tensors, groups=groups, plan=plan, norm=norm, squares=squares, pdl=self.pdl and chained
+        )
+
+    def join_norm(
+        self,
+        residual: Tensor,
+        parts: Tensor | None,
+        squares: Tensor,
+        width: int,
+        norm: Tensor,
+        eps: float,
+        out: Tensor,
+        *,
+        chained: bool = True,
+    ) -> None:
+        """See reference.join_norm."""
+        assert self.batches is not None
+        self.batches.join_norm(residual, parts, squares, width, norm, eps, out, pdl=self.pdl and chained)
+
+    def product(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor | None,
+        out: Tensor,
+        plan: ProductPlan,
+        *,
+        chained: bool = True,
+    ) -> None:
+        """See reference.product."""
+        assert self.batches is not None
+        if plan.method == "library":
+            torch.mm(x, weight.mT, out=out[0])
+        else:
+            self.batches.product(x, weight, scale, out, plan=plan, pdl=self.pdl and chained)
 
     def draws(self, rule: DrawRule) -> bool:
         """Whether `draw` chooses the token itself; else it is given one."""

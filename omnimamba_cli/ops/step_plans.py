@@ -13,10 +13,10 @@ Method = Literal["vector", "tile", "library"]
 
 @dataclass(frozen=True)
 class ProductPlan:
-    """One product of a few rows with a weight matrix.
+    """One product of some rows with a weight matrix.
 
-    vector: whole rows of weights in registers, dot products; tile: the matrix units; library: torch's own product,
-    the norm before it a kernel of its own.
+    vector: whole rows of weights in registers, dot products, the norm before it inside; tile: the matrix units, the
+    sum over columns cut in `splits` parts; library: torch's own product.
     """
 
     method: Method
@@ -24,6 +24,7 @@ class ProductPlan:
     warps: int = 4
     columns: int = 0  # a turn of the loop; tile only
     stages: int = 1  # turns in flight; tile only
+    splits: int = 1  # tile only; a narrow matrix would leave most of the chip idle
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,16 @@ class MixerPlan:
 
     rows: int  # of a head's state, a program
     warps: int = 4
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """A step of many rows: its products and what stands between them."""
+
+    into: ProductPlan
+    out: ProductPlan
+    head: ProductPlan
+    mixer: MixerPlan
 
 
 @dataclass(frozen=True)
@@ -51,19 +62,25 @@ VECTOR_BATCH, VECTOR_BATCH_QUANTIZED = 2, 4
 VALUES = 16_384  # weights that four warps of the vector method hold, 64 registers a thread of bfloat16
 
 
-def product_plan(batch: int, columns: int, weight: torch.dtype, model: torch.dtype) -> ProductPlan:
-    """The plan for x (batch columns) with weights of a dtype, in a model of another."""
+def vector_plan(batch: int, columns: int, weight: torch.dtype) -> ProductPlan:
+    """The plan for x (batch columns), few rows, with weights of a dtype."""
+    warps = 8 if columns > 2048 else 4
+    # for several rows the weights stay in registers as float32
+    values = VALUES // 2 if batch > 1 or weight == torch.float32 else VALUES
+    return ProductPlan("vector", rows=max(1, min(8, values * warps // 4 // columns)), warps=warps)
+
+
+def batch_plan(batch: int, p: int, weight: torch.dtype, model: torch.dtype) -> BatchPlan | None:
+    """The plan for more rows than vectors are fastest for, with heads of p; None for fewer."""
     quantized = weight != model
-    if batch <= (VECTOR_BATCH_QUANTIZED if quantized else VECTOR_BATCH) and columns <= 8192:
-        warps = 8 if columns > 2048 else 4
-        # for several rows the weights stay in registers as float32
-        values = VALUES // 2 if batch > 1 or weight == torch.float32 else VALUES
-        return ProductPlan("vector", rows=max(1, min(8, values * warps // 4 // columns)), warps=warps)
-    if not quantized:
-        return ProductPlan("library")
+    if batch <= (VECTOR_BATCH_QUANTIZED if quantized else VECTOR_BATCH):
+        return None
     if model == torch.float32:
-        return ProductPlan("tile", rows=16, columns=32, stages=2)
-    return ProductPlan("tile", rows=64, columns=128, warps=4, stages=3)
+        product = ProductPlan("tile", rows=16, columns=32, stages=2) if quantized else ProductPlan("library")
+        return BatchPlan(product, product, product, mixer_plan(batch, p))
+    into = ProductPlan("tile", rows=64, columns=64, stages=5)
+    out = ProductPlan("tile", rows=64, columns=128, stages=3, splits=4)
+    return BatchPlan(into, out, into, mixer_plan(batch, p))
 
 
 def mixer_plan(batch: int, p: int) -> MixerPlan:

@@ -1,8 +1,10 @@
 """One decoding step as Triton kernels: products with their norm folded in, and all that stands between two of them.
 
-A layer is three launches: in_proj (its RMS norm inside), `mixer_step`, out_proj (the gated norm inside, added to the
-residual). With programmatic dependent launch a kernel fetches its weights while the one before it still runs; every
-kernel waits before it reads what a step has written, so the order of a step's memory is that of its launches.
+A layer of a few rows is three launches: in_proj (its RMS norm inside), `mixer_step`, out_proj (the gated norm inside,
+added to the residual); one of many rows is four, see triton_batch.
+
+With programmatic dependent launch a kernel fetches its weights while the one before it still runs; every kernel waits
+before it reads what a step has written, so the order of a step's memory is that of its launches.
 Held to ops/reference.py by tests/ops. Importing needs Triton.
 """
 
@@ -12,22 +14,19 @@ import triton.language as tl
 from torch import Tensor
 
 from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan
-from omnimamba_cli.ops.triton_fused import rms_norm
-
-__all__ = ["HAS_PDL", "mixer_step", "normed_product", "rms_norm"]
 
 HAS_PDL = hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
 
 
 @triton.jit
-def _release(PDL: tl.constexpr):
+def release(PDL: tl.constexpr):
     """The next kernel may start as soon as every program of this one has."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
-def _wait(PDL: tl.constexpr):
+def wait(PDL: tl.constexpr):
     """Everything the kernels before have written is there."""
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -38,7 +37,7 @@ def _vector_product(x_ptr, norm_ptr, w_ptr, scale_ptr, out_ptr, b, rows, eps, c:
                     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
                     PDL: tl.constexpr):  # fmt: skip
     """ROWS rows of weights, whole, in registers before anything else is known; then a dot product a batch row."""
-    _release(PDL)
+    release(PDL)
     rs = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     ks = tl.arange(0, COLUMNS)
     cell = rs.to(tl.int64)[:, None] * c + ks[None]
@@ -46,7 +45,7 @@ def _vector_product(x_ptr, norm_ptr, w_ptr, scale_ptr, out_ptr, b, rows, eps, c:
     norm = tl.load(norm_ptr + ks, mask=ks < c, other=0.0).to(tl.float32)
     if SCALED:
         scale = tl.load(scale_ptr + rs, mask=rs < rows, other=0.0).to(tl.float32)
-    _wait(PDL)
+    wait(PDL)
     for i in tl.static_range(BATCH):
         here = i < b
         x = tl.load(x_ptr + i * c + ks, mask=(ks < c) & here, other=0.0).to(tl.float32)
@@ -62,40 +61,6 @@ def _vector_product(x_ptr, norm_ptr, w_ptr, scale_ptr, out_ptr, b, rows, eps, c:
         tl.store(place, y, mask=keep)
 
 
-@triton.jit
-def _tile_product(x_ptr, norm_ptr, w_ptr, scale_ptr, out_ptr, b, rows, eps, c: tl.constexpr, BATCH: tl.constexpr,
-                  ROWS: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
-                  PDL: tl.constexpr, precision: tl.constexpr):  # fmt: skip
-    """The same on the matrix units, for a tile of ROWS weights' rows and BATCH rows of x."""
-    _release(PDL)
-    rs = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    bs = tl.program_id(1) * BATCH + tl.arange(0, BATCH)
-    acc = tl.zeros((ROWS, BATCH), tl.float32)
-    squares = tl.zeros((BATCH,), tl.float32)
-    weights = w_ptr + rs.to(tl.int64)[:, None] * c
-    if SCALED:
-        scale = tl.load(scale_ptr + rs, mask=rs < rows, other=0.0).to(tl.float32)
-    _wait(PDL)
-    for start in range(0, c, COLUMNS):
-        ks = start + tl.arange(0, COLUMNS)
-        w = tl.load(weights + ks[None], mask=(rs < rows)[:, None] & (ks < c)[None], other=0.0)
-        x = tl.load(x_ptr + bs[:, None] * c + ks[None], mask=(bs < b)[:, None] & (ks < c)[None], other=0.0)
-        norm = tl.load(norm_ptr + ks, mask=ks < c, other=0.0)
-        wide = x.to(tl.float32)
-        squares += tl.sum(wide * wide, 1)
-        # norm_ptr has the model's dtype, which is what the matrix units are fed
-        xs = (wide * norm.to(tl.float32)[None]).to(norm.dtype)
-        acc = tl.dot(w.to(norm.dtype), tl.trans(xs), acc, input_precision=precision)
-    acc *= (1 / tl.sqrt(squares / c + eps))[None]
-    if SCALED:
-        acc *= scale[:, None]
-    place = out_ptr + bs[None] * rows + rs[:, None]
-    keep = (bs < b)[None] & (rs < rows)[:, None]
-    if ADD:
-        acc += tl.load(place, mask=keep, other=0.0)
-    tl.store(place, acc, mask=keep)
-
-
 def normed_product(
     x: Tensor,
     norm: Tensor,
@@ -108,24 +73,14 @@ def normed_product(
     plan: ProductPlan,
     pdl: bool = False,
 ) -> None:
-    """Same contract as reference.normed_product; plan is one of step_plans' "vector" or "tile"."""
+    """Same contract as reference.normed_product, for few rows; plan is one of step_plans' "vector"."""
     b, c = x.shape
     rows = len(weight)
-    given = (x, norm, weight, weight if scale is None else scale, out, b, rows, eps)
-    sizes = {"c": c, "ADD": add, "SCALED": scale is not None, "PDL": pdl, "num_warps": plan.warps}
     launch = {"launch_pdl": True} if pdl else {}  # the interpreter does not know the word
-    if plan.method == "vector":
-        batch, columns = triton.next_power_of_2(b), triton.next_power_of_2(c)
-        _vector_product[(triton.cdiv(rows, plan.rows),)](
-            *given, BATCH=batch, ROWS=plan.rows, COLUMNS=columns, **sizes, **launch
-        )
-        return
-    batch = min(64, max(16, triton.next_power_of_2(b)))
-    # float32 in full: the fast path must give the reference's greedy tokens
-    precision = "ieee" if norm.dtype == torch.float32 else "tf32"
-    _tile_product[(triton.cdiv(rows, plan.rows), triton.cdiv(b, batch))](
-        *given, BATCH=batch, ROWS=plan.rows, COLUMNS=plan.columns, **sizes, precision=precision,
-        num_stages=plan.stages, **launch,
+    _vector_product[(triton.cdiv(rows, plan.rows),)](
+        x, norm, weight, weight if scale is None else scale, out, b, rows, eps, c=c,
+        BATCH=triton.next_power_of_2(b), ROWS=plan.rows, COLUMNS=triton.next_power_of_2(c), ADD=add,
+        SCALED=scale is not None, PDL=pdl, num_warps=plan.warps, **launch,
     )  # fmt: skip
 
 
@@ -151,10 +106,10 @@ def _newest(past, proj_ptr, ring_ptr, conv_ptr, channels, mask, e, c, k: tl.cons
 
 @triton.jit
 def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, dt_bias_ptr, A_log_ptr, D_ptr, out_ptr,
-                h, r, e, c, p: tl.constexpr, n: tl.constexpr, k: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-                LARGEST: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+                norm_ptr, squares_ptr, h, r, e, c, p: tl.constexpr, n: tl.constexpr, k: tl.constexpr, P: tl.constexpr,
+                N: tl.constexpr, LARGEST: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """P rows of one head's state."""
-    _release(PDL)
+    release(PDL)
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     group = head // r
     ps, ns = part * P + tl.arange(0, P), tl.arange(0, N)
@@ -174,7 +129,7 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
     dt_bias = tl.load(dt_bias_ptr + head).to(tl.float32)
     A = -tl.exp(tl.load(A_log_ptr + head).to(tl.float32))
     D = tl.load(D_ptr + head).to(tl.float32)
-    _wait(PDL)
+    wait(PDL)
     x, x_new = _newest(x_past, proj_ptr, ring_ptr, conv_ptr, xs, in_p, e, c, k)
     B, B_new = _newest(B_past, proj_ptr, ring_ptr, conv_ptr, Bs, in_n, e, c, k)
     C, C_new = _newest(C_past, proj_ptr, ring_ptr, conv_ptr, Cs, in_n, e, c, k)
@@ -186,7 +141,12 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
     state = state * tl.exp(dt * A) + (x * dt)[:, None] * B[None]
     y = tl.sum(state * C[None], 1) + D * x
     z = tl.load(proj_ptr + xs, mask=in_p, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * e + xs, y * z / (1 + tl.exp(-z)), mask=in_p)
+    gated = tl.where(in_p, y * z / (1 + tl.exp(-z)), 0.0)
+    if NORM:
+        place = (row * h + head) * tl.num_programs(0) + part
+        tl.store(squares_ptr + place, tl.sum(gated * gated, 0))
+        gated *= tl.load(norm_ptr + xs, mask=in_p, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * e + xs, gated, mask=in_p)
     if LARGEST > 0:
         state = tl.minimum(tl.maximum(state, -LARGEST), LARGEST)
     tl.store(ssm_ptr + cell, state, mask=whole)
@@ -212,15 +172,18 @@ def mixer_step(
     *,
     groups: int,
     plan: MixerPlan,
+    norm: Tensor | None = None,
+    squares: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """Same contract as reference.mixer_step."""
+    """Same contract as reference.mixer_step; squares (b h ceil(p / plan.rows)) float32."""
     b, h, p, n = ssm.shape
     _, k, c = ring.shape
     tile = min(plan.rows, triton.next_power_of_2(p))
     largest = torch.finfo(ssm.dtype).max if ssm.dtype == torch.float16 else 0.0
     _mixer_step[(triton.cdiv(p, tile), h, b)](
-        proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out, h, h // groups, h * p, c,
-        p=p, n=n, k=k, P=tile, N=triton.next_power_of_2(n), LARGEST=largest, PDL=pdl, num_warps=plan.warps,
+        proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out, D if norm is None else norm,
+        D if squares is None else squares, h, h // groups, h * p, c, p=p, n=n, k=k, P=tile,
+        N=triton.next_power_of_2(n), LARGEST=largest, NORM=norm is not None, PDL=pdl, num_warps=plan.warps,
         **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -22,7 +22,7 @@ from omnimamba_cli.errors import InputError
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import QUANTIZATIONS, QuantizedLinear, quantize
-from omnimamba_cli.model.stepping import StepMemory, Stepper, embedding_tables
+from omnimamba_cli.model.stepping import Stepper, embedding_tables
 from omnimamba_cli.ops import registry
 from omnimamba_cli.ops.step import StepKernels
 from tests.cases import small
@@ -179,7 +179,7 @@ def test_the_state_after_steps_is_that_of_a_prefill(mmu: OmniMamba) -> None:
     x = prefix(rows=3, length=11)
     with torch.inference_mode():
         stepper = Stepper(mmu, "mmu", StepKernels())
-        memory = StepMemory(mmu.config.backbone, 3, len(mmu.text_embedding.weight), x, torch.float32)
+        memory = stepper.memory(3, len(mmu.text_embedding.weight), torch.float32)
         state = mmu.new_state(3)
         mmu(x[:, :4], "mmu", state)
         memory.take(state)
@@ -234,7 +234,8 @@ from omnimamba_cli.engine import decode
 from omnimamba_cli.engine.decoder import Decoder
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
-from omnimamba_cli.ops import triton_draw, triton_prefill, triton_step
+from omnimamba_cli.model.quantized import quantize
+from omnimamba_cli.ops import triton_batch, triton_draw, triton_prefill, triton_step
 from omnimamba_cli.ops.step import StepKernels
 from tests.cases import small
 from tests.engine.test_decode import captions, text
@@ -243,7 +244,7 @@ torch.manual_seed(0)
 c = small.CONFIG
 c = replace(c, backbone=replace(c.backbone, d_model=32, n_layer=1), vq=replace(c.vq, image_size=4))
 model = OmniMamba(c).eval()
-kernels = StepKernels(triton_step, triton_draw, triton_prefill)
+kernels = StepKernels(triton_step, triton_batch, triton_draw, triton_prefill)
 mmu, t2i = merged(model, "mmu"), merged(model, "t2i")
 d = Decoder(mmu, "mmu", kernels)
 for name, rows, times in (("penalty", 2, 3), ("all", 1, 1)):  # the prefix is read plainly, recorded, repeated
@@ -251,6 +252,10 @@ for name, rows, times in (("penalty", 2, 3), ("all", 1, 1)):  # the prefix is re
     want = text(mmu, x, CONFIGS[name], list(range(rows)), steps=3)
     for _ in range(times):
         assert fast_text(d, mmu, x, CONFIGS[name], 3) == want, name
+narrow = quantize(merged(model, "mmu"), "mmu", "int8")
+x = torch.randn(5, 5, 32)  # more rows than go through the vector kernels
+want = text(narrow, x, CONFIGS["all"], list(range(5)), steps=3)
+assert fast_text(Decoder(narrow, "mmu", kernels), narrow, x, CONFIGS["all"], 3) == want
 config = replace(CONFIGS["min-p"], guidance=2.5)
 ids = captions([1, 2, 3], [])
 with torch.inference_mode():
@@ -364,7 +369,7 @@ def test_bfloat16_logits_of_a_step_on_a_gpu(rows: int, kind: str | None) -> None
     x = gpu_prefix(rows, 12).bfloat16()
     with torch.inference_mode():
         stepper = Stepper(m, "mmu", registry.step_kernels(m.norm_f.weight))
-        memory = StepMemory(m.config.backbone, rows, len(m.text_embedding.weight), x, torch.float32)
+        memory = stepper.memory(rows, len(m.text_embedding.weight), torch.float32)
         state = m.new_state(rows)
         m(x[:, :-1], "mmu", state)
         memory.take(state)

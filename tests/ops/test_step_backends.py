@@ -12,7 +12,7 @@ from omnimamba_cli.config import SamplingConfig
 from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition
 from omnimamba_cli.ops import reference, registry
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, advance, uniform_now
-from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan, ScanPlan
+from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan, ScanPlan, batch_plan
 from tests.numerics import assert_close
 
 # float32: sums in another order; half precision: 11 and 8 bits of mantissa in what is multiplied
@@ -20,6 +20,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 VECTOR = ProductPlan("vector", rows=4)
 TILE = ProductPlan("tile", rows=32, columns=32, stages=2)
+TILES = ProductPlan("tile", rows=32, columns=32, stages=2, splits=3)
 
 
 def normal(rng: torch.Generator, *shape: int) -> Tensor:
@@ -47,7 +48,7 @@ def compare_product(
     wide: bool = True,
     pdl: bool = False,
 ) -> None:
-    """One product; `wide`: x is float32, as the residual is."""
+    """One product of few rows; `wide`: x is float32, as the residual is."""
     from omnimamba_cli.ops import triton_step
 
     rng = torch.Generator().manual_seed(rows + b)
@@ -61,8 +62,47 @@ def compare_product(
     got = (out.clone() if add else torch.full((b, rows), torch.nan)).to(device)
     moved = [t if t is None else t.to(device) for t in (x, norm, values, scale)]
     triton_step.normed_product(moved[0], moved[1], 1e-5, moved[2], moved[3], got, add=add, plan=plan, pdl=pdl)
-    # on the matrix units x is rounded to the model's dtype, in registers it is not
     assert_close(f"{plan.method} {kind} b {b}", want, got.cpu(), TOLERANCE[dtype])
+
+
+def compare_batch(
+    device: str,
+    dtype: torch.dtype,
+    b: int,
+    rows: int,
+    c: int,
+    plan: ProductPlan,
+    *,
+    kind: str | None = None,
+    pdl: bool = False,
+) -> None:
+    """A product in parts, and those parts joined: what normed_product with `add` does for few rows."""
+    from omnimamba_cli.ops import triton_batch
+
+    rng = torch.Generator().manual_seed(rows + b)
+    x, weight, norm = (3 * normal(rng, b, c)).to(dtype), normal(rng, rows, c), (1 + normal(rng, rows) / 9).to(dtype)
+    values, scale = (weight.to(dtype), None) if kind is None else narrow(weight, kind)
+    residual, squares = normal(rng, b, rows), normal(rng, b, 3, 2).square()
+    exact = torch.empty(1, b, rows, dtype=torch.float64)
+    reference.product(x.double(), values.double(), None if scale is None else scale.double(), exact)
+    moved = [t if t is None else t.to(device) for t in (x, values, scale)]
+    for out_dtype in {torch.float32, dtype}:
+        parts = torch.full((plan.splits, b, rows), torch.nan, dtype=out_dtype, device=device)
+        triton_batch.product(*moved, parts, plan=plan, pdl=pdl)
+        name = f"{plan.splits} parts {kind} b {b} {out_dtype}"
+        tolerance = max(TOLERANCE[dtype], TOLERANCE[out_dtype])
+        assert_close(name, exact[0], parts.cpu().double().sum(0), tolerance)
+        want, normed = residual.double(), torch.empty(b, rows, dtype=torch.float64)
+        given = parts.cpu().double()
+        reference.join_norm(want, given, squares.double(), c, norm.double(), 1e-5, normed)
+        got, out = residual.to(device), torch.full((b, rows), torch.nan, dtype=dtype, device=device)
+        triton_batch.join_norm(got, parts, squares.to(device), c, norm.to(device), 1e-5, out, pdl=pdl)
+        assert_close(f"residual {name}", want, got.cpu(), 1e-5)
+        assert_close(f"norm {name}", normed, out.cpu(), TOLERANCE[dtype])
+    before = got.clone()
+    triton_batch.join_norm(got, None, squares.to(device), c, norm.to(device), 1e-5, out)
+    assert torch.equal(before, got)
+    assert_close("norm alone", normed, out.cpu(), TOLERANCE[dtype])
 
 
 def mixer_inputs(
@@ -96,12 +136,17 @@ def compare_mixer(
     k: int = 4,
     rows: int = 8,
     state: torch.dtype = torch.float32,
+    batch: bool = False,
     pdl: bool = False,
 ) -> None:
-    """Two steps one after the other, so that the ring is read where it was written."""
+    """Two steps one after the other, so that the ring is read where it was written; `batch`: as one of many rows."""
     from omnimamba_cli.ops import triton_step
 
     given = mixer_inputs(b, g, h, p, n, k, dtype, state)
+    if batch:
+        given["proj"] = given["proj"].to(dtype)
+        given["norm"] = (1 + normal(torch.Generator().manual_seed(b), h * p) / 9).to(dtype)
+        given["squares"] = torch.full((b, h, -(-p // rows)), torch.nan)
     want = {name: t.clone() for name, t in given.items()}
     got = {name: t.to(device) for name, t in given.items()}
     for turn in range(2):
@@ -114,6 +159,9 @@ def compare_mixer(
     tolerance = max(TOLERANCE[dtype], TOLERANCE[state])
     for name in ("out", "ring", "ssm"):
         assert_close(f"{name} b {b} g {g}", want[name], got[name].cpu(), tolerance)
+    if batch:
+        sums = [tensors["squares"].sum(-1).cpu() for tensors in (want, got)]
+        assert_close(f"squares b {b} g {g}", *sums, tolerance)
     assert got["out"].dtype == dtype
 
 
@@ -247,22 +295,32 @@ def test_vector_products_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -> None
 
 @pytest.mark.gpu
 @cuda
+@pytest.mark.parametrize("pdl", [False, True], ids=["apart", "chained"])
 @pytest.mark.parametrize("b", [3, 17, 70])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_tile_products_on_a_gpu(dtype: torch.dtype, b: int) -> None:
-    for rows, c, add in ((8512, 2048, False), (2048, 4096, True), (61, 72, False)):
-        compare_product("cuda", dtype, b, rows, c, TILE, add=add, wide=not add)
+def test_products_of_many_rows_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -> None:
+    pdl = pdl and torch.cuda.get_device_capability()[0] >= 9
+    for rows, c, plan in ((8512, 2048, TILE), (2048, 4096, TILES), (61, 72, TILES)):
+        compare_batch("cuda", dtype, b, rows, c, plan, pdl=pdl)
+    shipped = batch_plan(b, 64, dtype, dtype)
+    assert shipped is not None
+    if shipped.into.method == "tile":
+        compare_batch("cuda", dtype, b, 8512, 2048, shipped.into, pdl=pdl)
+        compare_batch("cuda", dtype, b, 2048, 4096, shipped.out, pdl=pdl)
 
 
 @pytest.mark.gpu
 @cuda
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-@pytest.mark.parametrize(("b", "plan"), [(1, VECTOR), (2, VECTOR), (17, TILE)])
-def test_narrow_weights_on_a_gpu(b: int, plan: ProductPlan, kind: str) -> None:
+@pytest.mark.parametrize("b", [1, 2, 17])
+def test_narrow_weights_on_a_gpu(b: int, kind: str) -> None:
     if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this chip has no 8-bit floats")
     for rows, c, add in ((8512, 2048, False), (2048, 4096, True)):
-        compare_product("cuda", torch.bfloat16, b, rows, c, plan, add=add, kind=kind, wide=not add)
+        if b > 2:
+            compare_batch("cuda", torch.bfloat16, b, rows, c, TILES if add else TILE, kind=kind)
+        else:
+            compare_product("cuda", torch.bfloat16, b, rows, c, VECTOR, add=add, kind=kind, wide=not add)
 
 
 @pytest.mark.gpu
@@ -274,6 +332,7 @@ def test_narrow_weights_on_a_gpu(b: int, plan: ProductPlan, kind: str) -> None:
 def test_mixer_step_on_a_gpu(dtype: torch.dtype, b: int, g: int, state: torch.dtype) -> None:
     compare_mixer("cuda", dtype, b, g, state=state)
     compare_mixer("cuda", dtype, b, g, h=64, p=64, n=128, rows=16, state=state)
+    compare_mixer("cuda", dtype, b, g, h=64, p=64, n=128, rows=32, state=state, batch=True)
 
 
 @pytest.mark.gpu
@@ -299,13 +358,19 @@ def test_prefill_kernels_on_a_gpu(dtype: torch.dtype, g: int, l: int) -> None:
 INTERPRETED = """
 import torch
 from omnimamba_cli.ops.step_plans import ScanPlan
-from tests.ops.test_step_backends import RULES, TILE, VECTOR
+from tests.ops.test_step_backends import RULES, TILE, TILES, VECTOR, compare_batch
 from tests.ops.test_step_backends import compare_draw, compare_mixer, compare_prefill, compare_product
 f32, f16 = torch.float32, torch.float16
-for b, rows, c, plan in ((1, 13, 24, VECTOR), (3, 10, 40, VECTOR), (3, 37, 40, TILE), (17, 33, 72, TILE)):
-    compare_product("cpu", f32, b, rows, c, plan, add=b == 3)
-    compare_product("cpu", f16, b, rows, c, plan, add=b != 3, wide=False)
-    compare_product("cpu", f32, b, rows, c, plan, add=False, kind="int8")
+for b, rows, c in ((1, 13, 24), (3, 10, 40)):
+    compare_product("cpu", f32, b, rows, c, VECTOR, add=b == 3)
+    compare_product("cpu", f16, b, rows, c, VECTOR, add=b != 3, wide=False)
+    compare_product("cpu", f32, b, rows, c, VECTOR, add=False, kind="int8")
+for b, rows, c, plan in ((3, 37, 40, TILE), (17, 33, 100, TILES), (70, 20, 72, TILES)):
+    compare_batch("cpu", f32, b, rows, c, plan)
+    compare_batch("cpu", f16, b, rows, c, plan)
+    compare_batch("cpu", f32, b, rows, c, plan, kind="int8")
+compare_mixer("cpu", f32, 3, 2, batch=True)
+compare_mixer("cpu", f16, 5, 1, p=12, rows=8, batch=True)
 for b, g in ((1, 1), (3, 2), (17, 1)):
     compare_mixer("cpu", f32, b, g)
 compare_mixer("cpu", f32, 2, 2, p=12, n=10, k=3)

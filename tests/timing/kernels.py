@@ -1,5 +1,6 @@
 """Each kernel of a decoding step over its candidate plans, at the 1.3B model's sizes and on all its layers' weights."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import quantize_rows
-from omnimamba_cli.model.stepping import Product, StepMemory, Stepper
+from omnimamba_cli.model.stepping import Product, Stepper
 from omnimamba_cli.ops import registry
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule
 from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan, ScanPlan
@@ -20,64 +21,111 @@ def vector(rows: int, warps: int) -> ProductPlan:
     return ProductPlan("vector", rows=rows, warps=warps)
 
 
-def tile(rows: int, columns: int, warps: int, stages: int) -> ProductPlan:
-    return ProductPlan("tile", rows=rows, columns=columns, warps=warps, stages=stages)
+def tile(rows: int, columns: int, warps: int, stages: int, splits: int = 1) -> ProductPlan:
+    return ProductPlan("tile", rows=rows, columns=columns, warps=warps, stages=stages, splits=splits)
 
 
-TILES = [tile(64, 128, 4, 3), tile(32, 256, 4, 3), tile(64, 64, 4, 5), tile(128, 64, 8, 4)]
-# (which product, batch, weights, plans)
-CANDIDATES: list[tuple[str, int, str, list[ProductPlan]]] = [
+Candidates = list[tuple[str, int, str, list[ProductPlan]]]  # which product, batch, weights, plans
+VECTORS: Candidates = [
     ("in_proj", 1, "bf16", [vector(4, 4), vector(8, 4), vector(8, 8), vector(16, 8)]),
     ("out_proj", 1, "bf16", [vector(2, 4), vector(4, 4), vector(4, 8), vector(8, 8)]),
     ("in_proj", 1, "int8", [vector(8, 4), vector(16, 4), vector(16, 8)]),
     ("out_proj", 1, "int8", [vector(4, 4), vector(8, 8), vector(16, 8)]),
     ("in_proj", 1, "fp8", [vector(8, 4), vector(16, 8)]),
     ("in_proj", 2, "bf16", [vector(4, 4), vector(8, 8)]),
-    ("in_proj", 4, "bf16", [vector(4, 4), tile(64, 128, 4, 3)]),
-    ("in_proj", 16, "bf16", [*TILES, tile(64, 64, 4, 8), tile(32, 128, 4, 5), tile(64, 64, 8, 6), tile(32, 64, 4, 8)]),
-    ("out_proj", 16, "bf16", [TILES[0], tile(16, 128, 2, 6), tile(16, 128, 1, 8), tile(32, 64, 4, 8)]),
-    ("in_proj", 64, "bf16", [TILES[0], TILES[3]]),
-    ("in_proj", 16, "int8", [TILES[0], tile(64, 64, 4, 6), tile(128, 64, 8, 5), tile(32, 128, 4, 5)]),
-    ("out_proj", 16, "int8", [TILES[0], tile(16, 128, 2, 6), tile(32, 64, 4, 8)]),
+    ("in_proj", 4, "bf16", [vector(4, 4)]),
+]
+IN = [tile(64, 64, 4, 5), tile(64, 64, 4, 8), tile(64, 128, 4, 4), tile(64, 128, 4, 6), tile(64, 256, 4, 3),
+      tile(64, 128, 8, 4), tile(32, 128, 4, 4), tile(16, 256, 4, 3), tile(128, 64, 8, 5)]  # fmt: skip
+OUT = [tile(64, 128, 4, 3, 4), tile(64, 64, 4, 6, 4), tile(64, 128, 4, 4, 8), tile(64, 128, 4, 4, 4),
+       tile(64, 64, 4, 5, 8), tile(32, 128, 4, 4, 4), tile(64, 256, 4, 3, 4), tile(128, 64, 8, 5, 8)]  # fmt: skip
+BATCHES: Candidates = [
+    ("in_proj", 16, "bf16", IN),
+    ("out_proj", 16, "bf16", OUT),
+    ("in_proj", 64, "bf16", IN),
+    ("out_proj", 64, "bf16", OUT),
+    ("in_proj", 16, "int8", [tile(64, 128, 4, 3), tile(64, 64, 4, 6), tile(128, 64, 8, 5), tile(32, 128, 4, 5)]),
+    ("out_proj", 16, "int8", [tile(64, 128, 4, 4, 4), tile(64, 64, 4, 6, 4), tile(32, 128, 4, 4, 4)]),
 ]
 
 
-def products(log: Log, stepper: Stepper, which: str, batch: int, kind: str, plans: list[ProductPlan]) -> None:
-    """One product of all layers under each plan, kernels chained and apart, and by the library."""
+def layers_of(stepper: Stepper, which: str, kind: str) -> list[Product]:
+    """One product of every layer, narrowed if kind says so."""
+    every: list[Product] = [layer.into if which == "in_proj" else layer.out for layer in stepper.layers]
+    if kind == "bf16":
+        return every
+    narrowed = [quantize_rows(p.weight, kind) for p in every]  # type: ignore[arg-type]  # int8 or fp8
+    return [Product(p.norm, *n) for p, n in zip(every, narrowed, strict=True)]
+
+
+Work = Callable[[ProductPlan, bool], None]  # under a plan, kernels chained or not
+
+
+def candidates(log: Log, name: str, plans: list[ProductPlan], work: Work, layers: list[Product]) -> None:
+    """Each plan with chained kernels, the first also with kernels apart; time a layer."""
+    c = layers[0].weight.shape[1]
+    kinds = [(plan, pdl) for plan in plans for pdl in ((True, False) if plan is plans[0] else (True,))]
+    compile_together([lambda k=k: work(*k) for k in kinds])
+    for plan, pdl in kinds:
+        cut = f"{plan.rows}x{plan.columns or c} w{plan.warps} s{plan.stages} k{plan.splits}"
+        try:
+            each = recorded_us(lambda k=(plan, pdl): work(*k)) / len(layers)
+            log.result(f"{name} {plan.method} {cut}", each, layers[0].weight.nbytes, pdl=pdl)
+        except Exception as error:  # any: a candidate may be too large for the chip
+            log.line(f"{name} {cut} pdl {pdl}: {type(error).__name__} {str(error)[:150]}")
+
+
+def vectors(log: Log, stepper: Stepper, which: str, batch: int, kind: str, plans: list[ProductPlan]) -> None:
+    """One product of few rows of all layers, its norm inside."""
     module = registry.step_kernels(stepper.head.weight).products
     assert module is not None, "no Triton here"
-    all_layers: list[Product] = [layer.into if which == "in_proj" else layer.out for layer in stepper.layers]
-    if kind != "bf16":
-        narrowed = [quantize_rows(p.weight, kind) for p in all_layers]  # type: ignore[arg-type]  # int8 or fp8
-        all_layers = [Product(p.norm, *n) for p, n in zip(all_layers, narrowed, strict=True)]
-    rows, c = all_layers[0].weight.shape
+    layers = layers_of(stepper, which, kind)
+    rows, c = layers[0].weight.shape
     add = which == "out_proj"
     x = torch.randn(batch, c, device="cuda", dtype=torch.bfloat16 if add else torch.float32)
     out = torch.zeros(batch, rows, device="cuda")
-    nbytes = all_layers[0].weight.nbytes
 
-    def run(plan: ProductPlan, pdl: bool) -> None:
-        for p in all_layers:
+    def work(plan: ProductPlan, pdl: bool) -> None:
+        for p in layers:
             module.normed_product(x, p.norm, EPS, p.weight, p.scale, out, add=add, plan=plan, pdl=pdl)
 
-    kinds = [(plan, pdl) for plan in plans for pdl in ((True, False) if plan is plans[0] else (True,))]
-    compile_together([lambda k=k: run(*k) for k in kinds])
-    for plan, pdl in kinds:
-        name = f"{which} b {batch} {kind} {plan.method} {plan.rows}x{plan.columns or c} w{plan.warps} s{plan.stages}"
-        try:
-            each = recorded_us(lambda k=(plan, pdl): run(*k)) / len(all_layers)
-            log.result(name, each, nbytes, pdl=pdl)
-        except Exception as error:  # any: a candidate may be too large for the chip
-            log.line(f"{name} pdl {pdl}: {type(error).__name__} {str(error)[:150]}")
-    if kind == "bf16" and batch > 1:
-        y = torch.empty(batch, rows, device="cuda", dtype=torch.bfloat16)
-        narrow = x.bfloat16()
+    candidates(log, f"{which} b {batch} {kind}", plans, work, layers)
 
-        def library() -> None:
-            for p in all_layers:
-                torch.mm(narrow, p.weight.mT, out=y)
 
-        log.result(f"{which} b {batch} {kind} library", recorded_us(library) / len(all_layers), nbytes)
+def batches(log: Log, stepper: Stepper, which: str, batch: int, kind: str, plans: list[ProductPlan]) -> None:
+    """One product of many rows of all layers; and what joins out_proj's parts; and the library's product."""
+    module = registry.step_kernels(stepper.head.weight).batches
+    assert module is not None, "no Triton here"
+    layers = layers_of(stepper, which, kind)
+    rows, c = layers[0].weight.shape
+    x = torch.randn(batch, c, device="cuda", dtype=torch.bfloat16)
+    narrow = torch.zeros(1, batch, rows, device="cuda", dtype=torch.bfloat16)
+    wide = torch.zeros(max(p.splits for p in plans), batch, rows, device="cuda")
+
+    def work(plan: ProductPlan, pdl: bool) -> None:
+        out = narrow if plan.splits == 1 else wide[: plan.splits]
+        for p in layers:
+            module.product(x, p.weight, p.scale, out, plan=plan, pdl=pdl)
+
+    candidates(log, f"{which} b {batch} {kind}", plans, work, layers)
+    if kind != "bf16":
+        return
+
+    def library() -> None:
+        for p in layers:
+            torch.mm(x, p.weight.mT, out=narrow[0])
+
+    log.result(f"{which} b {batch} {kind} library", recorded_us(library) / len(layers), layers[0].weight.nbytes)
+    if which == "out_proj":
+        residual, normed = torch.zeros(batch, rows, device="cuda"), narrow[0].clone()
+        squares, norm = torch.ones(batch, 64, 2, device="cuda"), stepper.layers[0].into.norm
+        for splits in {p.splits for p in plans}:
+
+            def join(splits: int = splits) -> None:
+                for _ in layers:
+                    module.join_norm(residual, wide[:splits], squares, c, norm, EPS, normed, pdl=True)
+
+            log.result(f"join_norm b {batch} {splits} parts", recorded_us(join) / len(layers), splits * wide[0].nbytes)
 
 
 MIXERS = {
@@ -92,13 +140,16 @@ def mixers(log: Log, stepper: Stepper, batch: int, state: torch.dtype) -> None:
     module = registry.step_kernels(stepper.head.weight).products
     assert module is not None, "no Triton here"
     c, layers = stepper.config, stepper.layers[:: max(1, batch // 4)]
-    m = StepMemory(c, batch, 16, stepper.head.weight, state)
+    m = stepper.memory(batch, 16, state)
 
     def run(plan: MixerPlan, pdl: bool) -> None:
         for i, layer in enumerate(layers):
             w = (layer.conv, layer.bias, layer.dt_bias, layer.A_log, layer.D)
+            more = {}
+            if m.batch is not None:
+                more = {"norm": layer.out.norm, "squares": m.batch.squares.new_empty(batch, c.nheads, 8)}
             module.mixer_step(
-                m.proj, m.ring[i], m.ssm[i], m.position, *w, m.gated, groups=c.ngroups, plan=plan, pdl=pdl
+                m.proj, m.ring[i], m.ssm[i], m.position, *w, m.gated, groups=c.ngroups, plan=plan, pdl=pdl, **more
             )
 
     nbytes = 2 * m.ssm[0].nbytes + m.proj.nbytes + m.ring[0].nbytes + m.gated.nbytes
@@ -121,7 +172,7 @@ def scans(log: Log, stepper: Stepper) -> None:
         zxBCdt = torch.randn(1, length, c.d_in_proj, device="cuda", dtype=torch.bfloat16)
         residual, branch = (torch.randn(1, length, c.d_model, device="cuda", dtype=t) for t in (None, torch.bfloat16))
         y = torch.randn(1, length, c.d_inner, device="cuda", dtype=torch.bfloat16)
-        m = StepMemory(c, 1, 16, stepper.head.weight, torch.float32)
+        m = stepper.memory(1, 16, torch.float32)
         xBC, dt = triton_prefill.conv_dt(zxBCdt, layer.conv, layer.bias, layer.dt_bias, m.ring[0])
         works = {}
         for plan in SCANS if length == 16_000 else SCANS[:1]:

@@ -56,10 +56,8 @@ class Run:
                 "cuda", bf16, 1, 8512, 2048, backends.VECTOR, add=False, kind="fp8"
             ),
             "vector odd": lambda: backends.compare_product("cuda", f32, 3, 61, 72, backends.VECTOR, add=False),
-            "tile": lambda: backends.compare_product("cuda", bf16, 17, 8512, 2048, backends.TILE, add=False),
-            "tile int8": lambda: backends.compare_product(
-                "cuda", bf16, 17, 2048, 4096, backends.TILE, add=True, wide=False, kind="int8"
-            ),
+            "batch": lambda: backends.compare_batch("cuda", bf16, 17, 2048, 4096, backends.TILES, pdl=pdl),
+            "batch int8": lambda: backends.compare_batch("cuda", bf16, 17, 8512, 2048, backends.TILE, kind="int8"),
             "mixer": lambda: backends.compare_mixer("cuda", bf16, 1, 1, h=64, p=64, n=128, rows=16, pdl=pdl),
             "mixer half": lambda: backends.compare_mixer(
                 "cuda", bf16, 3, 2, h=4, p=64, n=128, rows=32, state=torch.float16
@@ -83,10 +81,15 @@ class Run:
 
     def kernels(self) -> None:
         stepper = kernels.Stepper(self.model(), "mmu", registry.step_kernels(self.model().norm_f.weight))
-        for which, batch, kind, plans in kernels.CANDIDATES:
+        for which, batch, kind, plans in kernels.VECTORS:
             part = f"{which} {batch} {kind}"
             self.log.attempt(
-                part, lambda w=which, b=batch, k=kind, p=plans: kernels.products(self.log, stepper, w, b, k, p)
+                part, lambda w=which, b=batch, k=kind, p=plans: kernels.vectors(self.log, stepper, w, b, k, p)
+            )
+        for which, batch, kind, plans in kernels.BATCHES:
+            part = f"{which} {batch} {kind}"
+            self.log.attempt(
+                part, lambda w=which, b=batch, k=kind, p=plans: kernels.batches(self.log, stepper, w, b, k, p)
             )
         for batch, state in ((1, torch.float32), (16, torch.float16), (64, torch.float32), (64, torch.float16)):
             self.log.attempt(f"mixer {batch}", lambda b=batch, s=state: kernels.mixers(self.log, stepper, b, s))

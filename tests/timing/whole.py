@@ -135,7 +135,7 @@ def accuracy(log: Log, model: OmniMamba) -> None:
     decoder = decoder_for(model, "mmu")
     assert decoder is not None, "no decoder here"
     x = prefix(model, 1, 200)
-    memory = StepMemory(model.config.backbone, 1, len(decoder.table), model.norm_f.weight, torch.float32)
+    memory = decoder.stepper.memory(1, len(decoder.table), torch.float32)
     state = model.new_state(1)
     model(x[:, :-1], "mmu", state)
     memory.take(state)
@@ -160,7 +160,7 @@ def drift(log: Log, model: OmniMamba, steps: int = 2000) -> None:
     x = prefix(model, 1, 64)[0].float() * 30
     memories = {}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        memory = StepMemory(model.config.backbone, 1, len(decoder.table), model.norm_f.weight, dtype)
+        memory = decoder.stepper.memory(1, len(decoder.table), dtype)
         memories[dtype] = memory, _recorded(decoder.stepper, memory)
         memory.ssm.zero_()
         memory.ring.zero_()
