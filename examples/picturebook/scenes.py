@@ -18,8 +18,8 @@ from splits import TRAIN, belongs, unseen_ground
 
 CANVAS_PX = 128  # boxes are in pixels of a canvas of this side
 KINDS: dict[str, dict[str, float]] = {
-    "mmu": {"one": 0.55, "two": 0.25, "count": 0.12, "three": 0.08},
-    "t2i": {"one": 0.72, "two": 0.14, "count": 0.08, "three": 0.06},
+    "mmu": {"one": 0.52, "two": 0.25, "count": 0.12, "three": 0.11},
+    "t2i": {"one": 0.64, "two": 0.19, "count": 0.10, "three": 0.07},
 }
 # By design, not by picture: Fluent's flat and 3-D pictures are one drawing.
 STYLE_WEIGHTS: dict[str, float] = {
@@ -31,7 +31,7 @@ SOLID_STYLE = "fluent_3d"  # drawn where a caption says "3D rendering", and nowh
 PLAIN_HANDS = ("twemoji", "noto", "noto_v1", "fluent_flat")
 HAND_WEIGHTS: dict[str, float] = {"plain": 62, "tinted": 24, SOLID_STYLE: 14}
 # Of pictures in scenes for looking: drawn in shades of one colour, as drawings are; and, in training, by another hand.
-TINTED_SHARE, OTHER_HAND_SHARE = 0.03, 0.35
+TINTED_SHARE, OTHER_HAND_SHARE = 0.05, 0.5
 # A ground that no caption names: the first on which the thing is well seen.
 PLAIN_GROUNDS = ("white", "light blue", "blue", "gray")
 GROUND_JITTER = {"mmu": 12, "t2i": 0}
