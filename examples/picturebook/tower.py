@@ -1,7 +1,8 @@
 """Labelled scenes for training a vision tower, composed on its own device: no file, no waiting for processors.
 
 The same world as scenes.py (trained pictures only, no unseen pair, tint or ground, things that stand out from the
-ground) in three plain layouts, a batch at a time as tensors. b pictures a batch, k places a picture, s pixels a side.
+ground) in three plain layouts, a batch at a time as tensors: many things by other hands (tower_hands.py), some in
+shades of one colour. b pictures a batch, k places a picture, s pixels a side.
 """
 
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from palette import COLOUR_NAMES, COLOURS, MIN_CONTRAST
 from pictures import STYLE_NUMBER, Pictures
 from scenes import GLYPH_STYLE
 from splits import held_out_picture, unseen_ground, unseen_pair, unseen_tint
+from tower_hands import bent, draw_hands, in_shades, leaning, redrawn, shade_ranges
 
 PLACES = 4  # most things in a picture
 MIN_INK = 0.15  # part of a cell that must be ink for it to belong to a thing
 LAYOUTS = (0.45, 0.3, 0.25)  # shares of one thing, two halves, four quarters
+OTHER_HAND_SHARE, SHADED_SHARE = 0.45, 0.06  # of the things that are no glyphs
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class DeviceScenes:
         self.concept = torch.tensor([number[pictures.listed[row][0]] for row in kept], device=device)
         self.style = torch.tensor([STYLE_NUMBER[pictures.listed[row][1]] for row in kept], device=device)
         far = torch.tensor([pictures.contrast[row] for row in kept], device=device)
+        self.glyph = self.style == STYLE_NUMBER[GLYPH_STYLE]
+        self.ranges = shade_ranges([pictures.rgba[row] for row in kept]).to(device)
         self.seen_on = far >= MIN_CONTRAST  # (N colours)
         self.palette = torch.tensor(list(COLOURS.values()), device=device) / 255
         self.tint_seen = torch.cdist(self.palette * 255, self.palette * 255) >= MIN_CONTRAST
@@ -58,6 +63,7 @@ class DeviceScenes:
         self.ground_held = _table(device, [[unseen_ground(i, c) for c in COLOUR_NAMES] for i in ids])
         self.tint_held = _table(device, [[unseen_tint(i, c) for c in COLOUR_NAMES] for i in ids])
         self.joins = _table(device, [concept.joins for concept in concepts])
+        self.tintable = _table(device, [concept.tintable for concept in concepts])
         # every concept alike, whatever the number of its pictures
         self.weights = 1 / torch.bincount(self.concept, minlength=len(ids)).clamp_min(1)[self.concept].float()
 
@@ -105,12 +111,13 @@ class DeviceScenes:
     def _colours(self, rows: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tints (b k, -1: none), ground (b), and the places (b k) that may be shown on it beside the first."""
         concept = self.concept[rows]
-        glyph = self.style[rows] == STYLE_NUMBER[GLYPH_STYLE]
+        shaded = self.tintable[concept] & (torch.rand(rows.shape, device=self.device) < SHADED_SHARE)
+        tinted = self.glyph[rows] | shaded
         allowed = (~self.tint_held[concept]).float().flatten(0, 1)
         tint = torch.multinomial(allowed, 1).view_as(rows)
         same = rows == rows[:, :1]
-        tint = torch.where(same, tint[:, :1], tint)
-        seen = torch.where(glyph[..., None], self.tint_seen[tint], self.seen_on[rows])  # (b k colours)
+        tint, tinted = (torch.where(same, values[:, :1], values) for values in (tint, tinted))
+        seen = torch.where(tinted[..., None], self.tint_seen[tint], self.seen_on[rows])  # (b k colours)
         fits = seen & ~self.ground_held[concept]
         # where nothing stands out the most distant ground is drawn by the small constant: rare, and harmless
         ground = torch.multinomial(fits[:, 0].float() + 1e-6, 1)[:, 0]
@@ -122,7 +129,7 @@ class DeviceScenes:
                 clash = self.pair_held[concept[:, place], concept[:, earlier]] & used[:, earlier]
                 beside[:, place] &= ~(clash & (concept[:, place] != concept[:, earlier]))
         first = torch.arange(PLACES, device=self.device)[None] == 0
-        return tint.masked_fill(~glyph, -1), ground, used & (first | beside)
+        return tint.masked_fill(~tinted, -1), ground, used & (first | beside)
 
     def _paste(
         self, canvas: Tensor, rows: Tensor, tint: Tensor, x: Tensor, y: Tensor, side: Tensor, used: Tensor, place: int
@@ -130,19 +137,38 @@ class DeviceScenes:
         """The canvas (b 3 s s) with one thing more on each, and that thing's ink (b 1 s s)."""
         b = len(rows)
         scale = 1 / side[:, place]
-        shift_x, shift_y = ((1 - 2 * centre[:, place]) * scale for centre in (x, y))
-        zero = torch.zeros_like(scale)
-        theta = torch.stack([scale, zero, shift_x, zero, scale, shift_y], 1).view(b, 2, 3)
-        grid = F.affine_grid(theta, [b, 4, self.size_px, self.size_px], align_corners=False)
-        layer = F.grid_sample(self.coarse[rows].float() / 255, grid, align_corners=False)
+        lean, bends = leaning(b, self.device)
+        about = torch.stack([(1 - 2 * centre[:, place]) * scale for centre in (x, y)], 1)  # (b 2)
+        theta = torch.cat([lean * scale[:, None, None], lean @ about[..., None]], 2)  # (b 2 3)
+        grid = bent(F.affine_grid(theta, [b, 4, self.size_px, self.size_px], align_corners=False), bends)
+        thing = self._drawn(rows, tint, fine=place == 0)
         if place == 0:  # only the first is ever large enough to need every pixel
-            sharp = F.grid_sample(_premultiplied(self.fine[rows]).float(), grid, align_corners=False)
-            layer = torch.where((side[:, 0] > 0.5)[:, None, None, None], sharp, layer)
-        ink = layer[:, 3:] * used[:, place, None, None, None]
-        shade = self.palette[tint.clamp_min(0)] + 0.03 * (2 * torch.rand(b, 3, device=self.device) - 1)
-        flat = shade.clamp(0, 1)[:, :, None, None] * ink
-        colour = torch.where((tint >= 0)[:, None, None, None], flat, layer[:, :3] * used[:, place, None, None, None])
-        return canvas * (1 - ink) + colour, ink
+            sharp = F.grid_sample(thing, grid, align_corners=False)
+            soft = F.grid_sample(F.avg_pool2d(thing, 2), grid, align_corners=False)
+            layer = torch.where((side[:, 0] > 0.5)[:, None, None, None], sharp, soft)
+        else:
+            layer = F.grid_sample(thing, grid, align_corners=False)
+        layer = layer * used[:, place, None, None, None]
+        ink = layer[:, 3:]
+        return canvas * (1 - ink) + layer[:, :3], ink
+
+    def _drawn(self, rows: Tensor, tint: Tensor, *, fine: bool) -> Tensor:
+        """The pictures as these scenes show them, (b 4 128 128) or, coarse, (b 4 64 64): colours times alpha."""
+        rgba = (self.fine if fine else self.coarse)[rows].float() / 255
+        paint, alpha = rgba[:, :3], rgba[:, 3:]
+        if not fine:
+            paint = paint / alpha.clamp_min(1 / 255)
+        glyph = self.glyph[rows]
+        colour = self.palette[tint.clamp_min(0)] + 0.03 * (2 * torch.rand(len(rows), 3, device=self.device) - 1)
+        colour = colour.clamp(0, 1)
+        shown = torch.where(_wide(glyph), colour[:, :, None, None], in_shades(paint, self.ranges[rows], colour))
+        paint = torch.where(_wide(tint >= 0), shown, paint)
+        other = (tint < 0) & (torch.rand(len(rows), device=self.device) < OTHER_HAND_SHARE)
+        return redrawn(paint, alpha, draw_hands(other))
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
 
 
 def _premultiplied(rgba: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Train nano's image encoder: name what is in every cell of a scene, then keep the features and drop the names.
 
-The tower sees scenes of the training pictures only, composed and disturbed on its device as it goes; never
-Streamline, never a held-out drawing. Run: python examples/picturebook/train_tower.py DATA -o DIR [--minutes 5]
+The tower sees scenes of the training pictures only, composed and disturbed on its device as it goes, many things as
+other hands would draw them; never Streamline, never a held-out drawing.
+Run: python examples/picturebook/train_tower.py DATA -o DIR [--minutes 5]
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -28,6 +30,9 @@ from pictures import Pictures
 from splits import held_out_picture
 from tower import DeviceScenes, Labels
 
+HEADS_FIRST = 150  # steps in which fresh heads learn from a trained tower that stands still
+WARMUP = 300  # steps of a rising rate
+
 
 def disturb(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels (b 3 s s) in [0,1], drawn differently: bent, recoloured, outlined, blurred, grainy.
@@ -41,7 +46,7 @@ def disturb(pixels: Tensor) -> tuple[Tensor, Tensor]:
     def some(share: float) -> Tensor:
         return (torch.rand(b, device=device) < share)[:, None, None, None]
 
-    bend = torch.randn(b, 2, 5, 5, device=device) * (torch.rand(b, 1, 1, 1, device=device) * 0.05)
+    bend = torch.randn(b, 2, 5, 5, device=device) * (torch.rand(b, 1, 1, 1, device=device) * 0.07)
     bend = F.interpolate(bend, size=(s, s), mode="bicubic", align_corners=True)
     angle = (torch.rand(b, device=device) - 0.5) * 0.35  # radians
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
@@ -133,30 +138,65 @@ def name_pictures(towers: VisionTowers, heads: Heads, pictures: Pictures, style:
     return right / max(len(chosen), 1)
 
 
+@torch.no_grad()
+def named(
+    towers: VisionTowers, heads: Heads, averaged: list[Tensor], pictures: Pictures, device: torch.device
+) -> dict[str, float]:
+    """Shares of `name_pictures` for all styles with the averaged weights; the weights in training stay."""
+    parameters = [*towers.parameters(), *heads.parameters()]
+    kept = [p.clone() for p in parameters]
+    torch._foreach_copy_(parameters, averaged)
+    towers.eval()
+    shares = {style: round(name_pictures(towers, heads, pictures, style, device), 4) for style in SETS}
+    towers.train()
+    torch._foreach_copy_(parameters, kept)
+    return shares
+
+
+def rates(step: int, progress: float, peak: float, started: bool) -> tuple[float, float]:
+    """Learning rates of the tower and of the heads; `started`: from an earlier run's tower.
+
+    Gradients through heads that know nothing yet would wreck what that tower knows. So it stands still until they
+    have learned to read it, which takes seconds, and then warms up as the heads did.
+    """
+    fall = peak * 0.5 * (1 + math.cos(math.pi * progress))
+    wait = HEADS_FIRST if started else 0
+    return fall * min(1.0, max(0, step + 1 - wait) / WARMUP), fall * min(1.0, (step + 1) / WARMUP)
+
+
 def train(args: argparse.Namespace) -> None:
     """Learning rate and length follow the clock: the run ends when its minutes are over."""
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     config = preset("nano")
-    towers = VisionTowers(config.towers).to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+    # blocks left out at random: no parameters, so the weights are those of the same tower without it
+    configs = tuple(
+        dataclasses.replace(one, options={**one.options, "drop_path_rate": args.drop_path}) for one in config.towers
+    )
+    towers = VisionTowers(configs).to(device, memory_format=torch.channels_last).train().requires_grad_(True)
     heads = Heads(config.vision_dim).to(device)
     if args.init is not None:
         fill(towers, args.init)
-    averaged = [p.detach().clone() for p in (*towers.parameters(), *heads.parameters())]
+    parameters = [*towers.parameters(), *heads.parameters()]
+    averaged = [p.detach().clone() for p in parameters]
     grid = math.isqrt(config.patches)
     pictures = Pictures.open(args.data)
     scenes = DeviceScenes(pictures, device, size_px=config.vision_image_size, grid=grid)
     look = torch.compile(towers) if args.compile else towers
-    parameters = [*towers.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.05, fused=device.type == "cuda")
-    begun, step, seen = time.perf_counter(), 0, 0
+    groups = [{"params": list(part.parameters())} for part in (towers, heads)]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=0.05, fused=device.type == "cuda")
+    begun, step, seen, halfway = time.perf_counter(), 0, 0, False
     while True:
         progress = (time.perf_counter() - begun) / (60 * args.minutes)
         if progress >= 1:
             break
-        rate = args.lr * min(1.0, (step + 1) / 300) * 0.5 * (1 + math.cos(math.pi * progress))
-        for group in optimizer.param_groups:
+        if progress >= 0.5 and not halfway:
+            halfway = True
+            print(json.dumps({"step": step, "named": named(towers, heads, averaged, pictures, device)}), flush=True)
+        for group, rate in zip(
+            optimizer.param_groups, rates(step, progress, args.lr, args.init is not None), strict=True
+        ):
             group["lr"] = rate
         pixels, labels = scenes.sample(args.batch)
         pixels, coloured = disturb(pixels)
@@ -171,11 +211,9 @@ def train(args: argparse.Namespace) -> None:
         if step % args.log_every == 0:
             line = {"step": step, "loss": float(loss.detach()), "right": float(right), "scenes": seen}
             print(json.dumps({**line, "seconds": round(time.perf_counter() - begun, 1)}), flush=True)
+    scores = named(towers, heads, averaged, pictures, device)
     with torch.no_grad():
-        for parameter, average in zip(parameters, averaged, strict=True):
-            parameter.copy_(average)
-    towers.eval()
-    scores = {style: round(name_pictures(towers, heads, pictures, style, device), 4) for style in SETS}
+        torch._foreach_copy_(parameters, averaged)
     args.out.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous().half().cpu() for k, v in towers.state_dict().items()}, args.out / "vision.safetensors")
     (args.out / "tower.json").write_text(json.dumps({"steps": step, "scenes": seen, "named": scores}, indent=1) + "\n")
@@ -191,6 +229,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--drop-path", type=float, default=0.05, help="share of the deepest block's rows left out")
     parser.add_argument("--compile", action="store_true", help="fuse operations first: pays from a minute on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=100)
