@@ -56,7 +56,7 @@ def draw_hands(drawn: Tensor) -> Hand:
     cos, sin = (part[:, None, None] for part in (strong * angle.cos(), strong * angle.sin()))
     white = some(0.4) * between(0.2, 0.6)
     mix = (cos * (eye - gray) + sin * across + gray) * (bright * (1 - white))[:, None, None]
-    rim = some(0.6) * between(0.75, 1.0)
+    rim = some(0.7) * between(0.75, 1.0)
     return Hand(
         mix=mix,
         wash=white,
