@@ -164,7 +164,7 @@ class DeviceScenes:
         shown = torch.where(_wide(glyph), colour[:, :, None, None], in_shades(paint, self.ranges[rows], colour))
         paint = torch.where(_wide(tint >= 0), shown, paint)
         other = (tint < 0) & (torch.rand(len(rows), device=self.device) < OTHER_HAND_SHARE)
-        return redrawn(paint, alpha, draw_hands(other))
+        return redrawn(paint, alpha, draw_hands(other, self.tintable[self.concept[rows]]))
 
 
 def _wide(values: Tensor) -> Tensor:

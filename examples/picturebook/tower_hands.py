@@ -34,8 +34,11 @@ class Hand:
     ink: Tensor  # (m 3)
 
 
-def draw_hands(drawn: Tensor) -> Hand:
-    """Hands for m pictures at random, each part by its own coin; where `drawn` (m, bool) is false all stays."""
+def draw_hands(drawn: Tensor, recolour: Tensor) -> Hand:
+    """Hands for m pictures at random, each part by its own coin.
+
+    Where `drawn` (m, bool) is false all stays; where `recolour` (m, bool) is, the colours: of a blue book, say.
+    """
     m, device = len(drawn), drawn.device
 
     def between(low: float, high: float) -> Tensor:
@@ -44,7 +47,8 @@ def draw_hands(drawn: Tensor) -> Hand:
     def some(share: float) -> Tensor:
         return (drawn & (torch.rand(m, device=device) < share)).float()
 
-    recoloured = some(0.7)
+    colours = recolour.float()
+    recoloured = some(0.7) * colours
     near = torch.rand(m, device=device) < 0.75
     angle = recoloured * torch.where(near, between(-0.6, 0.6), between(-math.pi, math.pi))  # radians of hue
     strong = 1 + recoloured * between(-0.6, 0.4)  # saturation
@@ -54,7 +58,7 @@ def draw_hands(drawn: Tensor) -> Hand:
     across, inks = _constants(device)
     # turning about the axis of grays; the saturation is the distance from it
     cos, sin = (part[:, None, None] for part in (strong * angle.cos(), strong * angle.sin()))
-    white = some(0.4) * between(0.2, 0.6)
+    white = some(0.4) * colours * between(0.2, 0.6)
     mix = (cos * (eye - gray) + sin * across + gray) * (bright * (1 - white))[:, None, None]
     rim = some(0.7) * between(0.75, 1.0)
     return Hand(
@@ -62,7 +66,7 @@ def draw_hands(drawn: Tensor) -> Hand:
         wash=white,
         levels=torch.randint(2, 6, (m,), device=device).float(),
         start=between(-0.5, 0.5),
-        flat=some(0.6),
+        flat=some(0.6) * colours,
         rim=rim,
         lines=rim * some(0.7),
         thick=some(0.5),

@@ -24,6 +24,8 @@ from train_tower import HEADS_FIRST, WARMUP, rates
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
 SOME = 40  # pictures in a test
+ALL = torch.ones(SOME, dtype=torch.bool)
+NONE = ~ALL
 
 
 def drawings(n: int) -> np.ndarray:
@@ -74,7 +76,7 @@ def test_shades_are_those_of_the_drawings() -> None:
 def test_a_thing_that_is_not_redrawn_stays(things: tuple[torch.Tensor, torch.Tensor]) -> None:
     paint, alpha = things
     torch.manual_seed(1)
-    same = tower_hands.redrawn(paint, alpha, tower_hands.draw_hands(torch.zeros(SOME, dtype=torch.bool)))
+    same = tower_hands.redrawn(paint, alpha, tower_hands.draw_hands(NONE, ALL))
     assert torch.allclose(same, torch.cat([paint * alpha, alpha], 1), atol=1e-5)
 
 
@@ -82,7 +84,7 @@ def test_a_thing_that_is_not_redrawn_stays(things: tuple[torch.Tensor, torch.Ten
 def test_another_hand_draws_otherwise_in_the_same_place(side: int, things: tuple[torch.Tensor, torch.Tensor]) -> None:
     paint, alpha = (torch.nn.functional.interpolate(part, size=side, mode="area") for part in things)
     torch.manual_seed(2)
-    drawn = tower_hands.redrawn(paint, alpha, tower_hands.draw_hands(torch.ones(SOME, dtype=torch.bool)))
+    drawn = tower_hands.redrawn(paint, alpha, tower_hands.draw_hands(ALL, ALL))
     colour, cover = drawn[:, :3], drawn[:, 3:]
     assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 1 + 1e-5
     assert bool((colour <= cover + 1e-5).all()), "colours are times alpha"
@@ -98,7 +100,7 @@ def test_another_hand_draws_otherwise_in_the_same_place(side: int, things: tuple
 def test_an_outline_is_dark_and_counted_as_ink(things: tuple[torch.Tensor, torch.Tensor]) -> None:
     paint, alpha = things
     torch.manual_seed(3)
-    hand = tower_hands.draw_hands(torch.ones(SOME, dtype=torch.bool))
+    hand = tower_hands.draw_hands(ALL, ALL)
     ones = torch.ones(SOME)
     drawn = tower_hands.redrawn(paint, alpha, dataclasses.replace(hand, rim=ones, lines=0 * ones, thick=ones))
     beyond = (drawn[:, 3] > 0.9) & (alpha[:, 0] < 0.02)
@@ -107,6 +109,15 @@ def test_an_outline_is_dark_and_counted_as_ink(things: tuple[torch.Tensor, torch
     assert bool(dark.all())
     plain = tower_hands.redrawn(paint, alpha, dataclasses.replace(hand, rim=0 * ones, lines=0 * ones))
     assert torch.allclose(plain[:, 3:], alpha, atol=1e-6)
+
+
+def test_a_thing_named_by_its_colour_keeps_it(things: tuple[torch.Tensor, torch.Tensor]) -> None:
+    paint, alpha = things
+    torch.manual_seed(8)
+    hand = tower_hands.draw_hands(ALL, NONE)
+    assert float(hand.rim.max()) > 0
+    drawn = tower_hands.redrawn(paint, alpha, dataclasses.replace(hand, rim=torch.zeros(SOME), lines=torch.zeros(SOME)))
+    assert torch.allclose(drawn[:, :3], paint * alpha, atol=1e-5)
 
 
 def test_bending_leaves_what_is_outside_outside() -> None:
