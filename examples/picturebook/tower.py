@@ -20,7 +20,7 @@ from tower_hands import bent, draw_hands, in_shades, leaning, redrawn, shade_ran
 PLACES = 4  # most things in a picture
 MIN_INK = 0.15  # part of a cell that must be ink for it to belong to a thing
 LAYOUTS = (0.45, 0.3, 0.25)  # shares of one thing, two halves, four quarters
-OTHER_HAND_SHARE, SHADED_SHARE = 0.45, 0.06  # of the things that are no glyphs
+OTHER_HAND_SHARE, SHADED_SHARE = 0.5, 0.06  # of the things that are no glyphs
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class DeviceScenes:
         shown = torch.where(_wide(glyph), colour[:, :, None, None], in_shades(paint, self.ranges[rows], colour))
         paint = torch.where(_wide(tint >= 0), shown, paint)
         other = (tint < 0) & (torch.rand(len(rows), device=self.device) < OTHER_HAND_SHARE)
-        return redrawn(paint, alpha, draw_hands(other))
+        return redrawn(paint, alpha, draw_hands(other, self.tintable[self.concept[rows]]))
 
 
 def _wide(values: Tensor) -> Tensor:

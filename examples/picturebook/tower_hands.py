@@ -5,6 +5,7 @@ m pictures a batch, h w pixels each; paint (m 3 h w) is colour in [0,1], not yet
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -33,8 +34,11 @@ class Hand:
     ink: Tensor  # (m 3)
 
 
-def draw_hands(drawn: Tensor) -> Hand:
-    """Hands for m pictures at random, each part by its own coin; where `drawn` (m, bool) is false all stays."""
+def draw_hands(drawn: Tensor, recolour: Tensor) -> Hand:
+    """Hands for m pictures at random, each part by its own coin.
+
+    Where `drawn` (m, bool) is false all stays; where `recolour` (m, bool) is, the colours: of a blue book, say.
+    """
     m, device = len(drawn), drawn.device
 
     def between(low: float, high: float) -> Tensor:
@@ -43,31 +47,38 @@ def draw_hands(drawn: Tensor) -> Hand:
     def some(share: float) -> Tensor:
         return (drawn & (torch.rand(m, device=device) < share)).float()
 
-    recoloured = some(0.7)
+    colours = recolour.float()
+    recoloured = some(0.7) * colours
     near = torch.rand(m, device=device) < 0.75
     angle = recoloured * torch.where(near, between(-0.6, 0.6), between(-math.pi, math.pi))  # radians of hue
     strong = 1 + recoloured * between(-0.6, 0.4)  # saturation
     bright = 1 + recoloured * between(-0.3, 0.25)
     eye = torch.eye(3, device=device)
     gray = torch.full((3, 3), 1 / 3, device=device)
+    across, inks = _constants(device)
     # turning about the axis of grays; the saturation is the distance from it
-    across = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=device) / math.sqrt(3)
     cos, sin = (part[:, None, None] for part in (strong * angle.cos(), strong * angle.sin()))
-    white = some(0.4) * between(0.2, 0.6)
+    white = some(0.4) * colours * between(0.2, 0.6)
     mix = (cos * (eye - gray) + sin * across + gray) * (bright * (1 - white))[:, None, None]
-    rim = some(0.6) * between(0.75, 1.0)
-    inks = torch.tensor(INKS, device=device) / 255
+    rim = some(0.7) * between(0.75, 1.0)
     return Hand(
         mix=mix,
         wash=white,
         levels=torch.randint(2, 6, (m,), device=device).float(),
         start=between(-0.5, 0.5),
-        flat=some(0.6),
+        flat=some(0.6) * colours,
         rim=rim,
         lines=rim * some(0.7),
         thick=some(0.5),
         ink=inks[torch.randint(len(INKS), (m,), device=device)],
     )
+
+
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made once: the generator of turns about the axis of grays (3 3), and the inks (n 3)."""
+    across = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=device) / math.sqrt(3)
+    return across, torch.tensor(INKS, device=device) / 255
 
 
 def redrawn(paint: Tensor, alpha: Tensor, hand: Hand) -> Tensor:
