@@ -5,6 +5,8 @@ A leaf: imports nothing of the package.
 
 from enum import IntEnum
 
+MEMORY_WORDS = ("out of memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of RuntimeErrors without a class
+
 
 class ExitCode(IntEnum):
     """Exit codes of the command line; listed in `omnimamba --help` and README."""
@@ -68,3 +70,21 @@ class DeviceError(OmniMambaError):
     """A device, dtype or kernel that is not to be had here, or memory that ran out."""
 
     exit_code = ExitCode.DEVICE
+
+
+def memory_reason(error: BaseException) -> str | None:
+    """What was said of memory that ran out, the error's causes included; None for an error of another kind.
+
+    By names and words: importing torch to ask for its classes would cost a second, and a library may raise its own.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen)
+        named = isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError"
+        if named or (isinstance(seen, RuntimeError) and any(words in text for words in MEMORY_WORDS)):
+            first = text.split("\n")[0]
+            # after what is free CUDA goes on about processes and settings of its allocator
+            before, free, _ = first.partition(" is free")
+            return f"{before}{free}".rstrip(".") or "no more is to be had"
+        seen = seen.__cause__ or seen.__context__
+    return None

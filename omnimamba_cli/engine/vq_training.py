@@ -14,6 +14,7 @@ from omnimamba_cli.data.pictures import Pictures
 from omnimamba_cli.data.resident import ResidentPictures, fits
 from omnimamba_cli.engine import checkpoint, curves
 from omnimamba_cli.engine.board import Board, summary_writer
+from omnimamba_cli.engine.memory import memory_explained
 from omnimamba_cli.engine.rehearsal import measured, state_bytes
 from omnimamba_cli.engine.run_folder import check_output, has_snapshot, prepare_output, write_settings
 from omnimamba_cli.engine.runtime import pick_device
@@ -92,7 +93,8 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
     if settings.compile:
         objective.model.encoder.compile()
         objective.model.decoder.compile()
-    with stop_signals() as should_stop, fixed_shapes(accelerate.device):
+    memory = memory_explained({"--batch": settings.batch}, settings.output, accumulate=settings.loop.accumulate)
+    with stop_signals() as should_stop, fixed_shapes(accelerate.device), memory:
         loop = Loop(job, settings.loop, accelerate, settings.output, should_stop=should_stop)
         if settings.dry_run:
             yield from _rehearse_vq(loop)
