@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from omnimamba_cli.config import BAD_SHARE
+from omnimamba_cli.data.files import DataFile
 from omnimamba_cli.data.records import IMAGE_SUFFIXES, Record
 from omnimamba_cli.data.rejects import Bad, Rejects
 from omnimamba_cli.data.samples import Maker, Raw, make, words_of
@@ -172,6 +173,7 @@ class ShardSamples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
         self.shards = [shard for path in paths for shard in find_shards(path, self.rejects)]
         if not len(self):
             raise self.rejects.none_left(paths)
+        self.files = [DataFile.opened(shard.url, shard.samples) for shard in self.shards]
 
     def __len__(self) -> int:
         return sum(shard.samples for shard in self.shards)

@@ -142,7 +142,15 @@ def train(settings: StageSettings) -> Iterator[Event]:
     trained = freeze(start.model, start.towers, settings.stage, settings.task, settings.unfreeze)
     with stop_signals() as should_stop, _memory(settings):
         job = _job(settings, start, data, accelerate)
-        loop = Loop(job, settings.loop, accelerate, settings.output, held_out=held_out, should_stop=should_stop)
+        loop = Loop(
+            job,
+            settings.loop,
+            accelerate,
+            settings.output,
+            data=data.files,
+            held_out=held_out,
+            should_stop=should_stop,
+        )
         if settings.dry_run:
             yield from rehearse(loop, settings, start)
             return

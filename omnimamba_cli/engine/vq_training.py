@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from omnimamba_cli.config import BAD_SHARE, VQConfig
+from omnimamba_cli.data.files import DataFile
 from omnimamba_cli.data.pictures import Pictures
 from omnimamba_cli.data.resident import ResidentPictures, fits
 from omnimamba_cli.engine import checkpoint, curves
@@ -95,7 +96,8 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
         objective.model.decoder.compile()
     memory = memory_explained({"--batch": settings.batch}, settings.output, accumulate=settings.loop.accumulate)
     with stop_signals() as should_stop, fixed_shapes(accelerate.device), memory:
-        loop = Loop(job, settings.loop, accelerate, settings.output, should_stop=should_stop)
+        files = [DataFile.opened(settings.data, len(pictures))]
+        loop = Loop(job, settings.loop, accelerate, settings.output, data=files, should_stop=should_stop)
         if settings.dry_run:
             yield from _rehearse_vq(loop)
             return
