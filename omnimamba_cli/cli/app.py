@@ -46,7 +46,8 @@ ALIASES = {"benchmark": "bench"}  # other words for a command, not listed
 
 EPILOG = """\b
 Taken anywhere on the line:
-  --config FILE      a file of defaults, not ~/.config/omnimamba/config.toml
+  --config FILE      a file of defaults, not ~/.config/omnimamba/config.toml;
+                     of tokenize and train-*: the options of that run
   --no-config        no file of defaults
 
 \b

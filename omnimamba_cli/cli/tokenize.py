@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from omnimamba_cli.cli import options, train_common
+from omnimamba_cli.cli.config_file import ConfigFile
 from omnimamba_cli.config import BAD_SHARE
 
 
@@ -39,6 +40,7 @@ def command(
     batch: options.BatchSize = 64,
     workers: train_common.Workers = None,
     max_bad_share: train_common.MaxBadShare = BAD_SHARE,
+    config: ConfigFile = None,
     force: options.Force = False,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
