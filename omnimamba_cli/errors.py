@@ -1,8 +1,10 @@
-"""Every error a user can cause or meet, with its exit code and the next command to type.
+"""Every error a user can cause or meet, with its exit code and the next command to type, and the words for others'.
 
 A leaf: imports nothing of the package.
 """
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum
 
 MEMORY_WORDS = ("out of memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of RuntimeErrors without a class
@@ -70,6 +72,17 @@ class DeviceError(OmniMambaError):
     """A device, dtype or kernel that is not to be had here, or memory that ran out."""
 
     exit_code = ExitCode.DEVICE
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """A hint for a word that is none of the known ones: the one most like it, if any is."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else None
+
+
+def file_reason(error: OSError) -> str:
+    """What the system says of a file, within a sentence: no such file or directory."""
+    return (error.strerror or str(error)).lower()
 
 
 def memory_reason(error: BaseException) -> str | None:

@@ -19,7 +19,7 @@ import typer
 from omnimamba_cli import __version__
 from omnimamba_cli.cli import settings
 from omnimamba_cli.cli.output import Output, silence_stdout, use_utf8
-from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError, memory_reason
+from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError, file_reason, memory_reason
 
 # command: (module in this folder, its line in `omnimamba --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -245,5 +245,5 @@ def as_known(error: Exception) -> OmniMambaError | None:
         return DeviceError(f"out of memory: {reason}", hint="try --dtype bf16, a smaller --batch-size or --device cpu")
     if isinstance(error, OSError) and error.errno in FILE_ERRORS:
         name = f"{error.filename}: " if error.filename is not None else ""
-        return InputError(f"{name}{(error.strerror or str(error)).lower()}")
+        return InputError(f"{name}{file_reason(error)}")
     return None

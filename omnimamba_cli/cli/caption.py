@@ -134,10 +134,9 @@ def command(
         steady=deterministic or not (from_file == "-" or allow_urls),
         alone=not several,
     )
-    into_files = output is not None or append is not None
-    if stream and not (
-        several or out.json or dry_run or into_files or asked.needs_memory or inputs.is_url(pictures[0].name)
-    ):
+    # a result that is shown as it is written: one, as text, on stdout
+    streams = stream and not (several or out.json or output is not None or append is not None)
+    if streams and not (dry_run or asked.needs_memory or inputs.is_url(pictures[0].name)):
         run.stream(pictures[0])
         return ExitCode.DONE
     found = inputs.expanded(pictures, from_file, nul=nul, recursive=recursive, allow_urls=allow_urls)
@@ -148,7 +147,6 @@ def command(
             return run.rehearse(found)
         total = None if opened_up else len(pictures)
         if asked.needs_memory:
-            streams = stream and not (several or out.json or into_files)
             return ask(run, asked, found, total, batch_size=batch_size, stream=streams, fail_fast=fail_fast)
         return run.batch(found, total, batch_size, fail_fast)
 

@@ -86,14 +86,18 @@ class Run:
                     self.show_job(job, *answer)
                     shown += 1
                 except InputError as error:
-                    if self.alone:
-                        raise
-                    self.failed += 1
-                    self.out.error(error.message, error.hint)
+                    self.fail(error)
                     if fail_fast:
                         break
                 bar.advance()
         return self.sum_up(shown, perf_counter() - begun, process_time() - cpu)
+
+    def fail(self, error: InputError) -> None:
+        """Says what is wrong with one input and counts it; raises it where there is no other."""
+        if self.alone:
+            raise error
+        self.failed += 1
+        self.out.error(error.message, error.hint)
 
     def rehearse(self, pictures: Iterable[Picture | InputError]) -> int:
         """`--dry-run`: what would be looked at, and where its answer would go; reads no picture, opens no model."""
@@ -105,10 +109,7 @@ class Run:
                 if job.picture.name != "-" and not job.picture.from_web:
                     job.picture.source()
             except InputError as error:
-                if self.alone:
-                    raise
-                self.failed += 1
-                self.out.error(error.message, error.hint)
+                self.fail(error)
                 continue
             shown += 1
             path = None if job.path is None else str(job.path)

@@ -6,13 +6,13 @@ batch-size = 8
 """
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from omnimamba_cli.cli import toml_options
-from omnimamba_cli.cli.toml_options import Values, unknown
-from omnimamba_cli.errors import UsageError
+from omnimamba_cli.cli.toml_options import Values
+from omnimamba_cli.errors import ConfigError, UsageError, nearest
+from omnimamba_cli.folders import user_folder
 
 VARIABLE = "OMNIMAMBA_CONFIG"
 # their --config is a file for one run, see config_file
@@ -46,13 +46,8 @@ def take_option(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def default_path() -> Path:
-    """Where the file is, by the rules of the platform."""
-    folder = os.environ.get("XDG_CONFIG_HOME", "")
-    if os.path.isabs(folder):  # the rule says to pass over a relative one
-        return Path(folder) / "omnimamba" / "config.toml"
-    if sys.platform == "win32":
-        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "omnimamba" / "config.toml"
-    return Path.home() / ".config" / "omnimamba" / "config.toml"
+    """Where the file is, there or not."""
+    return user_folder("config") / "config.toml"
 
 
 def read(chosen: str | None) -> tuple[Path, Values] | None:
@@ -72,12 +67,13 @@ def defaults(path: Path, values: Values, name: str, command: Callable[..., objec
     sections = {key: value for key, value in values.items() if isinstance(value, Mapping)}
     for key in sections:
         if key not in commands:
-            raise unknown(f"{path}: [{key}] is no command", key, commands, "omnimamba --help lists them")
+            hint = nearest(key, commands) or "omnimamba --help lists them"
+            raise ConfigError(f"{path}: [{key}] is no command", hint=hint)
     shared = {key: value for key, value in values.items() if key not in sections}
     for key in shared:
         if key.replace("_", "-") not in SHARED:
-            hint = f"put it under a [command]; for all there are {', '.join(SHARED)}"
-            raise unknown(f"{path}: {key!r} is no option for all commands", key, SHARED, hint)
+            hint = nearest(key, SHARED) or f"put it under a [command]; for all there are {', '.join(SHARED)}"
+            raise ConfigError(f"{path}: {key!r} is no option for all commands", hint=hint)
     mine = {key: value for key, value in shared.items() if key.replace("_", "-") in options}
     return {
         **toml_options.values_of(path, mine, options, name),

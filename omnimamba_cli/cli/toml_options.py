@@ -3,15 +3,14 @@
 A key is an option's long name without its dashes, such as batch-mmu (or batch_mmu).
 """
 
-import difflib
 import inspect
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from omnimamba_cli.errors import ConfigError, InputError
+from omnimamba_cli.errors import ConfigError, InputError, file_reason, nearest
 
 Values = dict[str, Any]  # Any: what TOML holds
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
@@ -26,7 +25,7 @@ def read(path: Path, *, hint: str | None = None) -> Values:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}", hint=hint) from None
+        raise InputError(f"{path}: {file_reason(error)}", hint=hint) from None
     except ValueError as error:  # of TOML or of UTF-8
         raise InputError(f"{path} is no valid TOML: {error}", hint=hint) from None
 
@@ -55,16 +54,10 @@ def values_of(
         name = key.replace("_", "-")
         if name not in options:
             hint = f"omnimamba {command} --help lists them"
-            raise unknown(f"{path}: {command} has no option {key!r}", name, options, hint)
+            raise ConfigError(f"{path}: {command} has no option {key!r}", hint=nearest(name, options) or hint)
         parameter = options[name]
         found[parameter.name] = _checked(value, parameter.annotation, f"{path}: {section}{key}")
     return found
-
-
-def unknown(message: str, key: str, known: Iterable[str], otherwise: str) -> ConfigError:
-    """The error for a key that means nothing, with the nearest one that does, or else another hint."""
-    near = difflib.get_close_matches(key, known, n=1)
-    return ConfigError(message, hint=f"did you mean {near[0]!r}?" if near else otherwise)
 
 
 def _checked(value: Any, annotation: Any, where: str) -> Any:  # Any: TOML on one side, type hints on the other
