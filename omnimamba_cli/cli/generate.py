@@ -90,14 +90,7 @@ def command(
     """
     out = report.configure(ctx, offline=where.offline)
     settings = sampled.given()
-    if output == "-" and out.json:
-        raise UsageError("--json and -o - both want stdout", hint="give a file: -o fox.png")
-    if force and skip_existing:
-        raise UsageError("--force and --skip-existing contradict each other")
-    if append is not None and (out.json or output == "-"):
-        raise UsageError("--append writes JSON lines about files; --json and -o - do not go with it")
-    if append is not None and grid:
-        raise UsageError("--append writes a line for each picture; --grid makes one file of them all")
+    check_files(output, append, json=out.json, force=force, skip_existing=skip_existing, grid=grid)
     listed = prompt == "-" or from_file is not None
     wishes = inputs.wishes(prompt, from_file, nul)
     if deterministic:
@@ -124,3 +117,17 @@ def command(
             run.screen = showing.screen(out) if show else None
             run.keep_all(session, pictures if grid else chain([first], ready), settings, batch_size, steady)
         return run.sum_up()
+
+
+def check_files(
+    output: str | None, append: str | None, *, json: bool, force: bool, skip_existing: bool, grid: bool
+) -> None:
+    """Raises UsageError for options about files that contradict each other."""
+    if output == "-" and json:
+        raise UsageError("--json and -o - both want stdout", hint="give a file: -o fox.png")
+    if force and skip_existing:
+        raise UsageError("--force and --skip-existing contradict each other")
+    if append is not None and (json or output == "-"):
+        raise UsageError("--append writes JSON lines about files; --json and -o - do not go with it")
+    if append is not None and grid:
+        raise UsageError("--append writes a line for each picture; --grid makes one file of them all")

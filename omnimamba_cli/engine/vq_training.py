@@ -73,15 +73,31 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
     if settings.batch * settings.loop.steps > 2 * len(pictures) and fits(pictures, accelerate.device):
         source = ResidentPictures(pictures, accelerate.device, workers=settings.workers)
         yield Note(text=f"all pictures are kept on {accelerate.device}")
+    memory = memory_explained({"--batch": settings.batch}, settings.output, accumulate=settings.loop.accumulate)
+    with stop_signals() as should_stop, fixed_shapes(accelerate.device), memory:
+        job, model = _vq_job(settings, source, accelerate.device)
+        files = [DataFile.opened(settings.data, len(pictures))]
+        loop = Loop(job, settings.loop, accelerate, settings.output, data=files, should_stop=should_stop)
+        if settings.dry_run:
+            yield from _rehearse_vq(loop)
+            return
+        if settings.resume and has_snapshot(settings.output):
+            yield from loop.resume()
+        write_settings(settings.output, settings)
+        yield from _run_vq(loop, settings, model)
+
+
+def _vq_job(settings: VQSettings, source: Pictures | ResidentPictures, device: torch.device) -> tuple[VQJob, VQModel]:
+    """The job, its modules on the device, and the model that it trains."""
     torch.manual_seed(settings.loop.seed)
     model = VQModel(settings.config) if settings.init is None else load_vq(settings.init, settings.config)
-    objective = VQObjective(model, settings.losses).to(accelerate.device)
+    objective = VQObjective(model, settings.losses).to(device)
     objective = objective.to(memory_format=torch.channels_last)
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     job = VQJob(
         objective,
         source,
-        device=accelerate.device,
+        device=device,
         seed=settings.loop.seed,
         rows=settings.batch,
         workers=settings.workers,
@@ -94,17 +110,7 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
     if settings.compile:
         objective.model.encoder.compile()
         objective.model.decoder.compile()
-    memory = memory_explained({"--batch": settings.batch}, settings.output, accumulate=settings.loop.accumulate)
-    with stop_signals() as should_stop, fixed_shapes(accelerate.device), memory:
-        files = [DataFile.opened(settings.data, len(pictures))]
-        loop = Loop(job, settings.loop, accelerate, settings.output, data=files, should_stop=should_stop)
-        if settings.dry_run:
-            yield from _rehearse_vq(loop)
-            return
-        if settings.resume and has_snapshot(settings.output):
-            yield from loop.resume()
-        write_settings(settings.output, settings)
-        yield from _run_vq(loop, settings, objective.model)
+    return job, objective.model
 
 
 def _run_vq(loop: Loop, settings: VQSettings, model: VQModel) -> Iterator[Event]:
