@@ -96,6 +96,8 @@ def memory_reason(error: BaseException) -> str | None:
         named = isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError"
         if named or (isinstance(seen, RuntimeError) and any(words in text for words in MEMORY_WORDS)):
             first = text.split("\n")[0]
+            # before its name the allocator of a CPU tells where in its source it stands
+            first = first[max(first.find("DefaultCPUAllocator"), 0) :]
             # after what is free CUDA goes on about processes and settings of its allocator
             before, free, _ = first.partition(" is free")
             return f"{before}{free}".rstrip(".") or "no more is to be had"

@@ -91,7 +91,9 @@ class OutOfMemoryError(RuntimeError):
             "CUDA out of memory. Of 79 GiB 1 GiB is free",
         ),
         (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."),
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
+            ),
             "DefaultCPUAllocator: can't allocate memory: you tried 9 bytes",
         ),
         (

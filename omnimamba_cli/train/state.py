@@ -71,11 +71,10 @@ def _check_data(loop: "Loop", found: Snapshot) -> None:
         return
     different = difference([DataFile(row["path"], row["bytes"], row["samples"]) for row in rows], loop.data)
     if different is not None:
-        raise InputError(
-            different,
-            hint="for these data start a run of its own: another -o, "
-            f"and --init {loop.folder} where that holds a model to go on from",
-        )
+        # a run that was killed has snapshots, but no model yet
+        ended = any(loop.folder.glob("*.safetensors"))
+        further = f", with --init {loop.folder} to go on from what this one learnt" if ended else ""
+        raise InputError(different, hint=f"start another run on these data: another -o{further}")
 
 
 def _check(loop: "Loop", found: Snapshot) -> None:

@@ -50,10 +50,15 @@ def test_a_changed_file_is_refused_by_name(first: StageSettings, own: Data) -> N
         InputError, match=r"codes\.jsonl has changed since .*: 8 samples in .* then, 9 samples"
     ) as error:
         list(train(first))
-    assert str(error.value.hint).endswith(
-        f"another -o, and --init {first.output} where that holds a model to go on from"
-    )
+    another = "start another run on these data: another -o"
+    assert error.value.hint == f"{another}, with --init {first.output} to go on from what this one learnt"
     assert states(first.output) == before
+    (first.output / "model.safetensors").unlink()
+    for part in ("vision", "vq"):
+        (first.output / f"{part}.safetensors").unlink()
+    with pytest.raises(InputError) as error:
+        list(train(first))
+    assert error.value.hint == another
 
 
 def test_another_file_among_the_data_is_refused(first: StageSettings, own: Data) -> None:
