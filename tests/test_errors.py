@@ -92,9 +92,9 @@ class OutOfMemoryError(RuntimeError):
         ),
         (
             RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
+                "[enforce fail at alloc_cpu.cpp:127] err. DefaultCPUAllocator: can't allocate memory: 9 bytes."
             ),
-            "DefaultCPUAllocator: can't allocate memory: you tried 9 bytes",
+            "DefaultCPUAllocator: can't allocate memory: 9 bytes",
         ),
         (
             RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"),
