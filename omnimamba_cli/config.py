@@ -4,13 +4,12 @@ A leaf but for errors. Derived sizes are properties; unknown keys are refused by
 """
 
 import dataclasses
-import difflib
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar
 
-from omnimamba_cli.errors import ConfigError
+from omnimamba_cli.errors import ConfigError, nearest
 
 Task = Literal["mmu", "t2i"]
 TASKS: tuple[Task, ...] = ("mmu", "t2i")
@@ -60,8 +59,7 @@ def from_dict(cls: type[T], data: dict[str, Any], path: str = "") -> T:
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            raise ConfigError(f"{name} has no field {key!r}", hint=f"did you mean {near[0]!r}?" if near else None)
+            raise ConfigError(f"{name} has no field {key!r}", hint=nearest(key, hints))
     values = {k: _convert(v, hints[k], f"{path}.{k}" if path else k) for k, v in data.items()}
     try:
         return cls(**values)

@@ -1,9 +1,13 @@
-"""Every error a user can cause or meet, with its exit code and the next command to type.
+"""Every error a user can cause or meet, with its exit code and the next command to type, and the words for others'.
 
 A leaf: imports nothing of the package.
 """
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum
+
+MEMORY_WORDS = ("out of memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of RuntimeErrors without a class
 
 
 class ExitCode(IntEnum):
@@ -68,3 +72,34 @@ class DeviceError(OmniMambaError):
     """A device, dtype or kernel that is not to be had here, or memory that ran out."""
 
     exit_code = ExitCode.DEVICE
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """A hint for a word that is none of the known ones: the one most like it, if any is."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else None
+
+
+def file_reason(error: OSError) -> str:
+    """What the system says of a file, within a sentence: no such file or directory."""
+    return (error.strerror or str(error)).lower()
+
+
+def memory_reason(error: BaseException) -> str | None:
+    """What was said of memory that ran out, the error's causes included; None for an error of another kind.
+
+    By names and words: importing torch to ask for its classes would cost a second, and a library may raise its own.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen)
+        named = isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError"
+        if named or (isinstance(seen, RuntimeError) and any(words in text for words in MEMORY_WORDS)):
+            first = text.split("\n")[0]
+            # before its name the allocator of a CPU tells where in its source it stands
+            first = first[max(first.find("DefaultCPUAllocator"), 0) :]
+            # after what is free CUDA goes on about processes and settings of its allocator
+            before, free, _ = first.partition(" is free")
+            return f"{before}{free}".rstrip(".") or "no more is to be had"
+        seen = seen.__cause__ or seen.__context__
+    return None

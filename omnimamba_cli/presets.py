@@ -1,6 +1,5 @@
 """Named sizes: the published model, its smaller sister, and the one in the box. A leaf over config."""
 
-import difflib
 from dataclasses import replace
 
 from omnimamba_cli.config import (
@@ -13,7 +12,7 @@ from omnimamba_cli.config import (
     Vocabulary,
     VQConfig,
 )
-from omnimamba_cli.errors import ConfigError
+from omnimamba_cli.errors import ConfigError, nearest
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -83,10 +82,9 @@ PRESETS: dict[str, ModelConfig] = {
 def preset(name: str) -> ModelConfig:
     """A named size: "nano", "370m" or "1.3b". Raises ConfigError naming the nearest."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
         raise ConfigError(
             f"there is no preset {name!r}; presets are {', '.join(PRESETS)}",
-            hint=f"did you mean {near[0]!r}?" if near else None,
+            hint=nearest(name, PRESETS),
         )
     return PRESETS[name]
 

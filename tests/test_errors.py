@@ -72,3 +72,39 @@ def test_errors_are_raised_as_sentences_without_a_full_stop() -> None:
             if name in dir(errors) and isinstance(last, ast.Constant) and str(last.value).rstrip().endswith("."):
                 offenders.append(f"{path.name}:{node.lineno}")
     assert offenders == []
+
+
+def wrapped(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            OutOfMemoryError("CUDA out of memory. Of 79 GiB 1 GiB is free. Process 7\nmore"),
+            "CUDA out of memory. Of 79 GiB 1 GiB is free",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err. DefaultCPUAllocator: can't allocate memory: 9 bytes."
+            ),
+            "DefaultCPUAllocator: can't allocate memory: 9 bytes",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"),
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x",
+        ),
+        (wrapped(RuntimeError("capture failed"), OutOfMemoryError("CUDA out of memory")), "CUDA out of memory"),
+        (MemoryError(), "no more is to be had"),
+        (RuntimeError("shapes differ"), None),
+        (ValueError("out of memory"), None),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_its_words(error: BaseException, reason: str | None) -> None:
+    assert errors.memory_reason(error) == reason

@@ -22,7 +22,7 @@ ALLOWED = {
     "data": set(),
     "ops": set(),
 }
-LEAVES = {"errors", "config", "presets"}
+LEAVES = {"errors", "config", "presets", "folders"}
 # package: the only places that import it
 HOMES = {
     "typer": ("cli/",),
@@ -35,7 +35,16 @@ HOMES = {
     "causal_conv1d": ("ops/",),
     "triton": ("ops/",),
 }
-LIGHT = ("cli/", "__init__.py", "__main__.py", "errors.py", "config.py", "presets.py")  # start without torch
+# start without torch
+LIGHT = (
+    "cli/",
+    "__init__.py",
+    "__main__.py",
+    "errors.py",
+    "config.py",
+    "presets.py",
+    "folders.py",
+)  # start without torch
 HEAVY = {"torch", "torchvision", "timm", "numpy", "PIL", "tokenizers", "accelerate", "safetensors", "huggingface_hub"}
 
 

@@ -19,7 +19,7 @@ import typer
 from omnimamba_cli import __version__
 from omnimamba_cli.cli import settings
 from omnimamba_cli.cli.output import Output, silence_stdout, use_utf8
-from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError
+from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError, file_reason, memory_reason
 
 # command: (module in this folder, its line in `omnimamba --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -46,7 +46,8 @@ ALIASES = {"benchmark": "bench"}  # other words for a command, not listed
 
 EPILOG = """\b
 Taken anywhere on the line:
-  --config FILE      a file of defaults, not ~/.config/omnimamba/config.toml
+  --config FILE      a file of defaults, not ~/.config/omnimamba/config.toml;
+                     of tokenize and train-*: the options of that run
   --no-config        no file of defaults
 
 \b
@@ -240,15 +241,9 @@ def as_known(error: Exception) -> OmniMambaError | None:
     """The error a user can act on, or None for a bug."""
     if isinstance(error, OmniMambaError):
         return error
-    # by name: importing torch to ask would cost a second
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or _cpu_memory(error):
-        reason = str(error).split("\n")[0].rstrip(".") or "no more is to be had"
+    if (reason := memory_reason(error)) is not None:
         return DeviceError(f"out of memory: {reason}", hint="try --dtype bf16, a smaller --batch-size or --device cpu")
     if isinstance(error, OSError) and error.errno in FILE_ERRORS:
         name = f"{error.filename}: " if error.filename is not None else ""
-        return InputError(f"{name}{(error.strerror or str(error)).lower()}")
+        return InputError(f"{name}{file_reason(error)}")
     return None
-
-
-def _cpu_memory(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

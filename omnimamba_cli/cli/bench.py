@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omnimamba_cli.cli import targets
-from omnimamba_cli.cli.options import Color, Device, Dtype, Force, Json, Offline, Quantize, Quiet, Verbose, configure
+from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import Device, Dtype, Force, Offline, Quantize, ReportOptions
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import UsageError
 
@@ -20,8 +21,10 @@ TaskChoice = Literal["text", "image", "prefill", "train", "stage2"]
 LONGEST = 10_000_000  # tokens; beyond, even the list of positions is large
 
 
+@takes_groups
 def command(
     ctx: typer.Context,
+    *,
     seq_len: Annotated[
         str | None,
         typer.Option(
@@ -87,10 +90,7 @@ def command(
         typer.Option("--plot", metavar="FILE.png|svg", help="Draw time and memory over length.", show_default=False),
     ] = None,
     force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-    color: Color = "auto",
+    report: ReportOptions,
 ) -> None:
     """Measure speed and memory, beside Transformers and what the hardware allows.
 
@@ -104,7 +104,7 @@ def command(
     over the length; --full generates every token. "of floor" is the share of what the bytes and operations of the
     work allow at the rates measured at the start. BENCHMARKS.md explains every number.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
+    out = report.configure(ctx, offline=offline)
     lengths = parse_lengths(seq_len)
     if task == "image" and lengths:
         raise UsageError("--seq-len says how much text, and a picture has a fixed number of codes", hint="leave it out")

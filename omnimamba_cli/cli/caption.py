@@ -9,41 +9,30 @@ import typer
 from omnimamba_cli.cli import inputs, models
 from omnimamba_cli.cli.captioning import Run, journal_key
 from omnimamba_cli.cli.journal import Journal
+from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import (
     Append,
     BatchSize,
-    Color,
+    DecodingOptions,
     Deterministic,
-    Device,
     DryRun,
-    Dtype,
     FailFast,
     Force,
     FromFile,
-    Json,
-    MaxNewTokens,
-    MinP,
-    Model,
     NulSeparated,
-    Offline,
-    Quantize,
-    Quiet,
-    RepetitionPenalty,
+    ReportOptions,
     Seed,
     SkipExisting,
-    Temperature,
-    TopK,
-    TopP,
-    Verbose,
-    configure,
-    given,
+    TextSampling,
 )
 from omnimamba_cli.cli.questions import LoadState, Prompts, Questions, SaveState, ask, sort_out
 from omnimamba_cli.errors import ExitCode, UsageError
 
 
+@takes_groups
 def command(
     ctx: typer.Context,
+    *,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="IMAGE... [QUESTION]", help="Pictures (- is stdin), then perhaps a question."),
@@ -77,17 +66,8 @@ def command(
     append: Append = None,
     skip_existing: SkipExisting = False,
     force: Force = False,
-    model: Model = None,
-    offline: Offline = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    max_new_tokens: MaxNewTokens = None,
+    where: DecodingOptions,
+    sampled: TextSampling,
     seed: Seed = None,
     batch_size: BatchSize = None,
     with_filename: Annotated[
@@ -107,10 +87,7 @@ def command(
     fail_fast: FailFast = False,
     deterministic: Deterministic = False,
     dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-    color: Color = "auto",
+    report: ReportOptions,
 ) -> int:
     """Say what is in pictures, or answer a question about them.
 
@@ -128,15 +105,8 @@ def command(
     --json the fields are schema, image, sha256, question, text, finish_reason (stop, or length for a
     caption that was cut), tokens, seconds (of the batch), seed and model.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
-    settings = given(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_new_tokens=max_new_tokens,
-    )
+    out = report.configure(ctx, offline=where.offline)
+    settings = sampled.given()
     inputs.refuse_stdin_twice(from_file == "-", questions == "-", *(a == "-" for a in arguments or []))
     listed = from_file is not None
     asked = sort_out(
@@ -145,7 +115,7 @@ def command(
     pictures, question = asked.pictures, asked.questions[0]
     if not pictures and not listed:
         raise UsageError("there is no picture to look at", hint='omnimamba caption fox.png "what is here?"')
-    check_files(output, append, listed=listed, json=json, force=force, skip_existing=skip_existing)
+    check_files(output, append, listed=listed, json=out.json, force=force, skip_existing=skip_existing)
     opened_up = listed or any(inputs.means_several(p, recursive) for p in pictures)
     several = opened_up or len(pictures) > 1
     if deterministic:
@@ -155,10 +125,7 @@ def command(
         question,
         settings,
         seed,
-        model,
-        device,
-        dtype,
-        quantize,
+        where,
         names=several if with_filename is None else with_filename,
         template=template and template_text(template),
         output=output,
@@ -167,10 +134,9 @@ def command(
         steady=deterministic or not (from_file == "-" or allow_urls),
         alone=not several,
     )
-    into_files = output is not None or append is not None
-    if stream and not (
-        several or json or dry_run or into_files or asked.needs_memory or inputs.is_url(pictures[0].name)
-    ):
+    # a result that is shown as it is written: one, as text, on stdout
+    streams = stream and not (several or out.json or output is not None or append is not None)
+    if streams and not (dry_run or asked.needs_memory or inputs.is_url(pictures[0].name)):
         run.stream(pictures[0])
         return ExitCode.DONE
     found = inputs.expanded(pictures, from_file, nul=nul, recursive=recursive, allow_urls=allow_urls)
@@ -181,7 +147,6 @@ def command(
             return run.rehearse(found)
         total = None if opened_up else len(pictures)
         if asked.needs_memory:
-            streams = stream and not (several or json or into_files)
             return ask(run, asked, found, total, batch_size=batch_size, stream=streams, fail_fast=fail_fast)
         return run.batch(found, total, batch_size, fail_fast)
 

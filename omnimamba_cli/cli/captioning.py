@@ -11,6 +11,7 @@ from omnimamba_cli.cli import models, targets
 from omnimamba_cli.cli.inputs import Picture
 from omnimamba_cli.cli.jobs import Answer, Job, Loaded
 from omnimamba_cli.cli.journal import Journal, Key, Record
+from omnimamba_cli.cli.options import DecodingOptions
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import ExitCode, InputError, UsageError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from omnimamba_cli.config import SamplingConfig
     from omnimamba_cli.engine.events import CaptionResult
     from omnimamba_cli.engine.session import Session
-    from omnimamba_cli.model.quantized import Quantization
 
 
 @dataclass
@@ -31,10 +31,7 @@ class Run:
     question: str | None
     settings: dict[str, float | int]
     seed: int | None
-    model: str | None
-    device: str
-    dtype: str
-    quantize: "Quantization | None"
+    where: DecodingOptions
     names: bool
     template: str | None
     output: str | None = None  # template of the files that answers go to
@@ -50,7 +47,7 @@ class Run:
     def open(self) -> "tuple[Session, SamplingConfig]":
         """The session and how it samples; draws and reports a seed where one is needed."""
         if self._opened is None:
-            session = models.open_session(self.out, self.model, self.device, self.dtype, self.quantize, task="mmu")
+            session = models.open_session(self.out, self.where, task="mmu")
             sampling = replace(session.config.caption_sampling, **self.settings)  # type: ignore[arg-type]  # by field
             if sampling.temperature > 0 and self.seed is None:
                 self.seed = models.new_seed()
@@ -89,14 +86,18 @@ class Run:
                     self.show_job(job, *answer)
                     shown += 1
                 except InputError as error:
-                    if self.alone:
-                        raise
-                    self.failed += 1
-                    self.out.error(error.message, error.hint)
+                    self.fail(error)
                     if fail_fast:
                         break
                 bar.advance()
         return self.sum_up(shown, perf_counter() - begun, process_time() - cpu)
+
+    def fail(self, error: InputError) -> None:
+        """Says what is wrong with one input and counts it; raises it where there is no other."""
+        if self.alone:
+            raise error
+        self.failed += 1
+        self.out.error(error.message, error.hint)
 
     def rehearse(self, pictures: Iterable[Picture | InputError]) -> int:
         """`--dry-run`: what would be looked at, and where its answer would go; reads no picture, opens no model."""
@@ -108,10 +109,7 @@ class Run:
                 if job.picture.name != "-" and not job.picture.from_web:
                     job.picture.source()
             except InputError as error:
-                if self.alone:
-                    raise
-                self.failed += 1
-                self.out.error(error.message, error.hint)
+                self.fail(error)
                 continue
             shown += 1
             path = None if job.path is None else str(job.path)

@@ -10,34 +10,18 @@ from omnimamba_cli.cli.app import as_known
 from omnimamba_cli.cli.caption import template_text
 from omnimamba_cli.cli.captioning import read
 from omnimamba_cli.cli.keyboard import Keyboard, history_file
-from omnimamba_cli.cli.options import (
-    Color,
-    Device,
-    Dtype,
-    Json,
-    MaxNewTokens,
-    MinP,
-    Model,
-    Offline,
-    Quantize,
-    Quiet,
-    RepetitionPenalty,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    Verbose,
-    configure,
-    given,
-)
+from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import DecodingOptions, ReportOptions, Seed, TextSampling
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.cli.questions import LoadState
 from omnimamba_cli.cli.talk import Settings, Talk
 from omnimamba_cli.errors import ExitCode, UsageError
 
 
+@takes_groups
 def command(
     ctx: typer.Context,
+    *,
     image: Annotated[str | None, typer.Argument(metavar="[IMAGE]", help="The picture to talk about.")] = None,
     load_state: LoadState = None,
     follow: Annotated[
@@ -56,22 +40,10 @@ def command(
     history: Annotated[
         bool, typer.Option("--history/--no-history", help="Remember the lines that are typed at a terminal.")
     ] = True,
-    model: Model = None,
-    offline: Offline = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    max_new_tokens: MaxNewTokens = None,
+    where: DecodingOptions,
+    sampled: TextSampling,
     seed: Seed = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-    color: Color = "auto",
+    report: ReportOptions,
 ) -> int:
     """Ask about a picture, again and again; draw one and ask about it.
 
@@ -90,15 +62,8 @@ def command(
     Ctrl-C stops an answer, Ctrl-D ends. From a pipe each line is a question, each answer one line of stdout;
     a line that fails is reported, and the exit code is 6.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
-    chosen = given(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_new_tokens=max_new_tokens,
-    )
+    out = report.configure(ctx, offline=where.offline)
+    chosen = sampled.given()
     if image is not None and load_state is not None:
         raise UsageError("--load-state takes the place of the picture", hint="leave one of the two out")
     if image == "-":
@@ -106,7 +71,7 @@ def command(
     form = template and template_text(template)
     picture = read(inputs.Picture(image)) if image is not None else None
     keyboard = Keyboard(out, talk.command_names(), history=history_file() if history else None)
-    session = models.open_session(out, model, device, dtype, quantize, task="mmu")
+    session = models.open_session(out, where, task="mmu")
     sampling = replace(session.config.caption_sampling, **chosen)  # type: ignore[arg-type]  # by field
     if sampling.temperature > 0 and seed is None:
         seed = models.new_seed()

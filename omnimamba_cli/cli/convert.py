@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omnimamba_cli import presets
-from omnimamba_cli.cli.options import Color, Force, Json, Quiet, Verbose, configure
+from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import Force, ReportOptions
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import InputError, UsageError
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 StorageChoice = Literal["keep", "fp16", "bf16", "fp32", "int8"]
 
 
+@takes_groups
 def command(
     ctx: typer.Context,
+    *,
     paths: Annotated[
         list[str] | None,
         typer.Argument(metavar="SRC... DEST", help="Checkpoint files, then the model directory to make."),
@@ -27,10 +30,7 @@ def command(
         str | None, typer.Option("--preset", metavar="NAME", help="Size of the model (1.3b, 370m) if no file tells.")
     ] = None,
     force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-    color: Color = "auto",
+    report: ReportOptions,
 ) -> None:
     """Make a model directory from published checkpoint files.
 
@@ -43,7 +43,7 @@ def command(
     Files are recognised by their content, in any order. Every tensor is accounted for, or the file is refused.
     The directory appears complete or not at all; parts it already has are replaced only with --force.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = report.configure(ctx)
     names = paths or []
     if len(names) < 2:
         raise UsageError(

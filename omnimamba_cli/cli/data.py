@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omnimamba_cli.cli import options, train_common
+from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.errors import ExitCode, UsageError
@@ -42,8 +43,10 @@ def group(ctx: typer.Context) -> None:
 
 
 @command.command()
+@takes_groups
 def check(
     ctx: typer.Context,
+    *,
     files: Annotated[
         list[str],
         typer.Argument(
@@ -77,10 +80,7 @@ def check(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", envvar="OMNIMAMBA_SEED", min=0, help="Of which are decoded.")] = 0,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    color: options.Color = "auto",
-    json: options.Json = False,
+    report: options.ReportOptions,
 ) -> None:
     """Count what can be trained on, name what cannot and why, and show how samples become tokens.
 
@@ -93,7 +93,7 @@ def check(
     Every sample is read and every picture's head; of the pictures some (or --all) are decoded. Exit code 0: nothing is
     wrong; 6: training would skip some samples; 3: it would refuse the data.
     """
-    out = options.configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = report.configure(ctx)
     workers = _numbers(speed)
     from omnimamba_cli.engine.data_check import CheckSettings
 
@@ -208,15 +208,14 @@ def _speed(out: Output, paths: list[Path], settings: "CheckSettings", workers: l
 
 
 @command.command()
+@takes_groups
 def index(
     ctx: typer.Context,
+    *,
     shards: Annotated[list[str], typer.Argument(metavar="SHARD...", help="Tar files: paths, URLs, pipe:COMMAND.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The list: NAME.shards.jsonl.")],
     force: options.Force = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    color: options.Color = "auto",
-    json: options.Json = False,
+    report: options.ReportOptions,
 ) -> None:
     """Count the samples of tar shards into a list that can be trained on. Remote ones are read once for it.
 
@@ -226,7 +225,7 @@ def index(
         -o all.shards.jsonl
     omnimamba train-stage1 --task mmu --data all.shards.jsonl ...
     """
-    out = options.configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = report.configure(ctx)
     from omnimamba_cli.data.shards import LIST, expanded
     from omnimamba_cli.engine.indexing import index_shards
 

@@ -9,7 +9,8 @@ import typer
 
 from omnimamba_cli import __version__
 from omnimamba_cli.cli import settings
-from omnimamba_cli.cli.options import Color, Json, Quiet, Verbose, configure
+from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import ReportOptions
 from omnimamba_cli.cli.output import Output
 
 PACKAGES = (
@@ -21,9 +22,8 @@ VARIABLES = "MODEL DEVICE DTYPE SEED KERNELS".split()
 Facts = dict[str, Any]  # Any: a JSON object
 
 
-def command(
-    ctx: typer.Context, json: Json = False, quiet: Quiet = False, verbose: Verbose = 0, color: Color = "auto"
-) -> None:
+@takes_groups
+def command(ctx: typer.Context, report: ReportOptions) -> None:
     """Show versions, devices, kernels and installed models.
 
     \b
@@ -33,7 +33,7 @@ def command(
 
     Of the kernels it says which are in use and why not the others. Put its output into a bug report.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = report.configure(ctx)
     facts: Facts = {
         "omnimamba": __version__,
         "python": platform.python_version(),
@@ -48,7 +48,7 @@ def command(
             f"OMNIMAMBA_{v}": os.environ[f"OMNIMAMBA_{v}"] for v in VARIABLES if f"OMNIMAMBA_{v}" in os.environ
         },
     }
-    if json:
+    if out.json:
         out.record(facts)
     else:
         show(out, facts)

@@ -8,7 +8,8 @@ import typer
 
 from omnimamba_cli.cli import convert
 from omnimamba_cli.cli.convert import StorageChoice, human_size
-from omnimamba_cli.cli.options import Color, Force, Json, Offline, Quiet, Verbose, configure
+from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import Force, Offline, ReportOptions
 from omnimamba_cli.cli.output import Bar, Output
 from omnimamba_cli.errors import UsageError
 
@@ -19,8 +20,10 @@ MB = 1_000_000
 QUIET_S = 15.0  # between two lines about one file where no bar is drawn
 
 
+@takes_groups
 def command(
     ctx: typer.Context,
+    *,
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL|ORG/REPO", help="A published model, or a Hub repository that holds one of ours."),
@@ -49,10 +52,7 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what it would take.")] = False,
     force: Force = False,
     offline: Offline = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-    color: Color = "auto",
+    report: ReportOptions,
 ) -> None:
     """Fetch the published model and make it ready.
 
@@ -65,7 +65,7 @@ def command(
     Stopped at any point, the same command continues. Every file is checked against the hash that the Hub states.
     The model appears whole or not at all; the published files are deleted then. A finished one is not fetched again.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
+    out = report.configure(ctx, offline=offline)
     if "/" in model:
         if task or directory or from_folder or keep or verify or dry_run or force or dtype != "keep":
             raise UsageError(
@@ -92,7 +92,7 @@ def command(
         out.note(line)
     with out.progress("fetching (MB)", total=sum(item.size_bytes for item in plan.items) / MB) as bar:
         made = downloading.run(plan, Teller(out, bar), keep=keep)
-    if json:
+    if out.json:
         out.record(
             {"model": release.name, "directory": str(made), "bytes": size_of(made), "fetched_bytes": plan.fetch_bytes}
         )

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omnimamba_cli.cli import models, targets
-from omnimamba_cli.cli.options import Color, Device, Dtype, Force, Json, Model, Offline, Quiet, Verbose, configure
+from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import Force, ModelOptions, ReportOptions
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import InputError, UsageError
 
@@ -19,14 +20,13 @@ if TYPE_CHECKING:
     from omnimamba_cli.engine.results import EvaluationResult
 
 
+@takes_groups
 def command(
     ctx: typer.Context,
+    *,
     suite: Annotated[Literal["picturebook"], typer.Argument(help="What to measure with.")],
     data: Annotated[str, typer.Option("--data", metavar="DIR", help="Folder of the data set.")],
-    model: Model = None,
-    offline: Offline = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    where: ModelOptions,
     limit: Annotated[
         int | None,
         typer.Option("--limit", metavar="N", min=1, help="At most N pictures of each split.", show_default=False),
@@ -42,10 +42,7 @@ def command(
         str | None, typer.Option("--out", metavar="FILE.json", help="Write the results here too.")
     ] = None,
     force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-    color: Color = "auto",
+    report: ReportOptions,
 ) -> None:
     """Measure how well a model names and draws.
 
@@ -61,7 +58,7 @@ def command(
     \b
     python examples/picturebook/make.py data/picturebook eval --out data/eval
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
+    out = report.configure(ctx, offline=where.offline)
     folder = Path(data)
     if sheet is not None and draw == 0:
         raise UsageError("--sheet shows what was drawn, and --draw 0 draws nothing", hint="--draw 64")
@@ -69,14 +66,14 @@ def command(
         hint = f"python examples/picturebook/make.py data/picturebook eval --n 300 --out {folder}"
         raise InputError(f"{folder}: no such folder", hint=hint)
     check_targets([sheet, failures], out_file, force)
-    result = measure(out, folder, model, device, dtype, limit, draw)
+    result = measure(out, folder, where, limit, draw)
     if out_file is not None:
         targets.write_whole(Path(out_file), (json_module.dumps(result.to_dict(), indent=2) + "\n").encode(), force)
     if sheet is not None:
         write_sheet(out, sheet, result.sheet, force)
     if failures is not None:
         write_sheet(out, failures, result.failure_sheet, force)
-    if json:
+    if out.json:
         out.record(result.to_dict())
     else:
         out.table(*result.table())
@@ -96,14 +93,12 @@ def check_targets(sheets: list[str | None], out_file: str | None, force: bool) -
         targets.check(path, force)
 
 
-def measure(
-    out: Output, folder: Path, model: str | None, device: str, dtype: str, limit: int | None, draw: int
-) -> "EvaluationResult":
+def measure(out: Output, folder: Path, where: ModelOptions, limit: int | None, draw: int) -> "EvaluationResult":
     """The evaluation, with its progress on stderr."""
     from omnimamba_cli.engine import evaluation
     from omnimamba_cli.engine.results import EvaluationStep
 
-    session = models.open_session(out, model, device, dtype)
+    session = models.open_session(out, where)
     events = evaluation.evaluate_picturebook(session, folder, limit=limit, draw=draw)
     first = next(events)
     with out.progress("measuring", total=first.total if isinstance(first, EvaluationStep) else None) as bar:

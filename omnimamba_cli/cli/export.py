@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from omnimamba_cli.cli.convert import human_size
-from omnimamba_cli.cli.options import Color, Force, Json, Quiet, Verbose, configure
+from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import Force, ReportOptions
 from omnimamba_cli.errors import InputError
 
 
+@takes_groups
 def command(
     ctx: typer.Context,
+    *,
     model: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="A model directory, or an installed model.")],
     output: Annotated[
         str | None,
@@ -29,10 +32,7 @@ def command(
         typer.Option("--notes", metavar="FILE.md", help="What it was trained on and cannot do; goes into the card."),
     ] = None,
     force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-    color: Color = "auto",
+    report: ReportOptions,
 ) -> None:
     """Make a folder that can be shared on the Hub.
 
@@ -44,7 +44,7 @@ def command(
     The folder holds the model's files, each checked against the configuration, without snapshots and settings of its
     training, and a card: what it can do, sizes, hashes, commands. Others then use it as --model me/mine.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = report.configure(ctx)
     from omnimamba_cli.engine import exporting, hub
 
     directory = hub.resolve(model)
@@ -60,7 +60,7 @@ def command(
         out.note(f"note   {sentence}")
     if licence is None:
         out.note("note   the card names no licence; --license sets it")
-    if json:
+    if out.json:
         out.record(
             {"directory": str(dest), "bytes": made.size_bytes, "files": list(made.files), "lacks": list(made.lacks)}
         )

@@ -10,42 +10,30 @@ import typer
 from omnimamba_cli.cli import grids, inputs, models, showing, targets
 from omnimamba_cli.cli.drawing import Run, journal_key
 from omnimamba_cli.cli.journal import Journal
+from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import (
     Append,
     BatchSize,
-    Candidates,
-    Color,
+    DecodingOptions,
     Deterministic,
-    Device,
     DryRun,
-    Dtype,
     FailFast,
     Force,
     FormatChoice,
     FromFile,
-    Guidance,
-    Json,
-    MinP,
-    Model,
+    ImageSampling,
     NulSeparated,
-    Offline,
-    Quantize,
-    Quiet,
-    RepetitionPenalty,
+    ReportOptions,
     Seed,
     SkipExisting,
-    Temperature,
-    TopK,
-    TopP,
-    Verbose,
-    configure,
-    given,
 )
 from omnimamba_cli.errors import UsageError
 
 
+@takes_groups
 def command(
     ctx: typer.Context,
+    *,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads prompts from stdin, one a line.")
     ] = None,
@@ -79,25 +67,12 @@ def command(
     show: Annotated[
         bool, typer.Option("--show", help="Show the pictures on the terminal, too, while they are drawn.")
     ] = False,
-    model: Model = None,
-    offline: Offline = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    guidance: Guidance = None,
-    candidates: Candidates = None,
+    where: DecodingOptions,
+    sampled: ImageSampling,
     batch_size: BatchSize = None,
     deterministic: Deterministic = False,
     dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-    color: Color = "auto",
+    report: ReportOptions,
 ) -> int:
     """Draw pictures from words.
 
@@ -113,24 +88,9 @@ def command(
     A list's lines are prompts, or objects with "prompt" and perhaps "seed" and "output". With --json the
     fields are schema, path, prompt, seed, width, height, seconds (of the batch), model, run_seed and format.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json, offline=offline)
-    settings = given(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        guidance=guidance,
-        candidates=candidates,
-    )
-    if output == "-" and json:
-        raise UsageError("--json and -o - both want stdout", hint="give a file: -o fox.png")
-    if force and skip_existing:
-        raise UsageError("--force and --skip-existing contradict each other")
-    if append is not None and (json or output == "-"):
-        raise UsageError("--append writes JSON lines about files; --json and -o - do not go with it")
-    if append is not None and grid:
-        raise UsageError("--append writes a line for each picture; --grid makes one file of them all")
+    out = report.configure(ctx, offline=where.offline)
+    settings = sampled.given()
+    check_files(output, append, json=out.json, force=force, skip_existing=skip_existing, grid=grid)
     listed = prompt == "-" or from_file is not None
     wishes = inputs.wishes(prompt, from_file, nul)
     if deterministic:
@@ -150,10 +110,24 @@ def command(
             return run.rehearse(ready)
         ready = run.before_any_work(ready)
         if (first := next(ready, None)) is not None:
-            session = models.open_session(out, model, device, dtype, quantize, task="t2i")
+            session = models.open_session(out, where, task="t2i")
             if seed is None:
                 out.note(f"seed {drawn_seed}")
             steady = deterministic or "-" not in (prompt, from_file)
             run.screen = showing.screen(out) if show else None
             run.keep_all(session, pictures if grid else chain([first], ready), settings, batch_size, steady)
         return run.sum_up()
+
+
+def check_files(
+    output: str | None, append: str | None, *, json: bool, force: bool, skip_existing: bool, grid: bool
+) -> None:
+    """Raises UsageError for options about files that contradict each other."""
+    if output == "-" and json:
+        raise UsageError("--json and -o - both want stdout", hint="give a file: -o fox.png")
+    if force and skip_existing:
+        raise UsageError("--force and --skip-existing contradict each other")
+    if append is not None and (json or output == "-"):
+        raise UsageError("--append writes JSON lines about files; --json and -o - do not go with it")
+    if append is not None and grid:
+        raise UsageError("--append writes a line for each picture; --grid makes one file of them all")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnimamba_cli.cli.lists import entries, fields_of, integer, text_of
-from omnimamba_cli.errors import InputError, UsageError
+from omnimamba_cli.errors import InputError, UsageError, file_reason
 
 IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .avif .heic .heif .ico .jp2 .tga .svg".split()
@@ -60,7 +60,7 @@ class Picture:
                 with source.open("rb") as file:
                     data = file.read(MOST_BYTES + 1)
         except OSError as error:
-            raise InputError(f"{self.name}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+            raise InputError(f"{self.name}: cannot be read ({file_reason(error)})") from None
         if len(data) > MOST_BYTES:
             raise InputError(f"{self.name}: is larger than the {MOST_BYTES >> 20:,} MiB that are read")
         return data

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from omnimamba_cli.cli.output import json_line
-from omnimamba_cli.errors import InputError
+from omnimamba_cli.errors import InputError, file_reason
 
 Key = tuple[object, ...]
 Record = Mapping[str, Any]  # Any: a JSON object
@@ -36,7 +36,7 @@ class Journal:
             self._file: BinaryIO = open(path, "a+b", buffering=0)  # noqa: SIM115  # kept open
         except OSError as error:
             hint = f"mkdir -p {path.parent}" if not path.parent.exists() else None
-            raise InputError(f"{path}: cannot be opened ({(error.strerror or '?').lower()})", hint=hint) from None
+            raise InputError(f"{path}: cannot be opened ({file_reason(error)})", hint=hint) from None
         try:
             if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
                 raise InputError(f"{path}: is no regular file, so it cannot be gone on with")

@@ -9,20 +9,14 @@ from pathlib import Path
 from types import ModuleType
 
 from omnimamba_cli.cli.output import Output
+from omnimamba_cli.folders import user_folder
 
 MOST_KEPT = 1000  # lines of history
 
 
 def history_file() -> Path:
-    """Where typed lines are remembered, by the rules of the platform."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    if os.path.isabs(state):  # the rule says to pass over a relative one
-        return Path(state) / "omnimamba" / "history"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "omnimamba" / "history"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "omnimamba" / "history"
-    return Path.home() / ".local" / "state" / "omnimamba" / "history"
+    """Where typed lines are remembered."""
+    return user_folder("state") / "history"
 
 
 class Keyboard:

@@ -3,12 +3,12 @@
 import typer
 
 from omnimamba_cli.cli.convert import human_size
-from omnimamba_cli.cli.options import Color, Json, Quiet, Verbose, configure
+from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import ReportOptions
 
 
-def command(
-    ctx: typer.Context, json: Json = False, quiet: Quiet = False, verbose: Verbose = 0, color: Color = "auto"
-) -> None:
+@takes_groups
+def command(ctx: typer.Context, report: ReportOptions) -> None:
     """List the installed models.
 
     \b
@@ -17,16 +17,16 @@ def command(
 
     A star marks what commands use when no model is named: for captions (mmu), for drawings (t2i).
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = report.configure(ctx)
     from omnimamba_cli.engine import installed
 
     rows = []
     for model in installed.listing():
-        if json:
+        if out.json:
             out.record(model.to_dict())
             continue
         tasks = [f"{task}{'*' if task in model.default_for else ''}" for task in model.tasks]
         where = f"{model.directory}{'  ' + model.problem if model.problem else ''}"
         rows.append([model.name, " ".join(tasks) or "none", model.storage or "-", human_size(model.size_bytes), where])
-    if not json:
+    if not out.json:
         out.table(["model", "tasks", "stored", "size", "directory"], rows)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from omnimamba_cli.errors import InputError
+from omnimamba_cli.errors import InputError, file_reason
 
 CHUNK = 1 << 16
 LONGEST = 1 << 20  # bytes of an entry; what is longer is no list
@@ -54,7 +54,7 @@ def _split(read: Callable[[int], bytes | None], separator: bytes, shown: str) ->
         try:
             chunk = read(CHUNK)
         except OSError as error:
-            raise InputError(f"{shown}: {(error.strerror or 'cannot be read').lower()}") from None
+            raise InputError(f"{shown}: {file_reason(error)}") from None
         if not chunk:
             break
         *whole, rest = (rest + chunk).split(separator)

@@ -7,14 +7,14 @@ from contextlib import redirect_stdout
 import typer
 
 from omnimamba_cli import __version__
-from omnimamba_cli.cli.options import Color, Json, Quiet, Verbose, configure
+from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import ReportOptions
 
 WIDTH = 76  # columns of the commands' own help, so that it fits between a page's margins
 
 
-def command(
-    ctx: typer.Context, json: Json = False, quiet: Quiet = False, verbose: Verbose = 0, color: Color = "auto"
-) -> None:
+@takes_groups
+def command(ctx: typer.Context, report: ReportOptions) -> None:
     """Print the manual page.
 
     \b
@@ -23,9 +23,9 @@ def command(
 
     It is in the language of man, and says what --help of every command says.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = report.configure(ctx)
     text = page()
-    if json:
+    if out.json:
         out.record({"name": "omnimamba.1", "text": text})
     else:
         out.piece(text)

@@ -3,32 +3,26 @@
 import secrets
 from typing import TYPE_CHECKING
 
+from omnimamba_cli.cli.options import DecodingOptions, ModelOptions
 from omnimamba_cli.cli.output import Output
 
 if TYPE_CHECKING:
     from omnimamba_cli.config import Task
     from omnimamba_cli.engine.session import Session
-    from omnimamba_cli.model.quantized import Quantization
 
 
-def open_session(
-    out: Output,
-    model: str | None,
-    device: str,
-    dtype: str,
-    quantize: "Quantization | None" = None,
-    *,
-    task: "Task | None" = None,
-) -> "Session":
+def open_session(out: Output, where: ModelOptions, *, task: "Task | None" = None) -> "Session":
     """A session on the named model, or else on the best installed one for a task, which is then said on stderr."""
     from omnimamba_cli.engine import hub
     from omnimamba_cli.engine.session import load
 
+    model = where.model
     if not model:
         model = hub.default_model(task)
         what = ", the small model that comes with this program" if model == hub.BUNDLED else ""
         out.note(f"using {model}{what} (-m chooses another)")
-    session = load(model, device=device, dtype=dtype, quantize=quantize)
+    quantize = where.quantize if isinstance(where, DecodingOptions) else None
+    session = load(model, device=where.device, dtype=where.dtype, quantize=quantize)
     if out.verbose:
         _describe(out, session)
     return session

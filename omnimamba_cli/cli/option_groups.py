@@ -12,10 +12,12 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
+
+Result = TypeVar("Result")
 
 
-def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
+def takes_groups(command: Callable[..., Result]) -> Callable[..., Result]:
     """The command as the parser sees it: with the fields of its groups in their place, by name alone."""
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
@@ -28,10 +30,10 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
-    def run(**values: Any) -> None:  # Any: whatever the options hold
+    def run(**values: Any) -> Result:  # Any: whatever the options hold
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
-        command(**values)
+        return command(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature looks for
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

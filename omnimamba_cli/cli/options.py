@@ -1,11 +1,13 @@
-"""Every option that more than one command has, written once.
+"""Every option that more than one command has, written once; those that go together as groups (option_groups).
 
-Use as annotations: `def command(ctx: typer.Context, model: Model = None, quiet: Quiet = False, ...)`,
-then `out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)`.
+@takes_groups
+def command(ctx: typer.Context, *, force: Force = False, where: ModelOptions, report: ReportOptions) -> None:
+    out = report.configure(ctx, offline=where.offline)
 """
 
 import os
 import warnings
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import typer
@@ -64,7 +66,7 @@ BatchSize = Annotated[
 
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network, not even for a Hub repository.")]
 
-# how tokens are drawn; without these the model's own settings hold
+# how tokens are drawn
 Temperature = Annotated[float | None, typer.Option("--temperature", metavar="X", help="0 takes the likeliest token.")]
 TopK = Annotated[int | None, typer.Option("--top-k", metavar="N", help="Draw from the N likeliest; 0 is off.")]
 TopP = Annotated[float | None, typer.Option("--top-p", metavar="X", help="Draw from this share of probability.")]
@@ -117,26 +119,75 @@ Color = Annotated[ColorChoice, typer.Option("--color", help="Colour on stderr.")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 
 
-def configure(
-    ctx: typer.Context, *, quiet: bool, verbose: int, color: ColorChoice, json: bool = False, offline: bool = False
-) -> Output:
-    """The run's Output, set to the common options."""
-    out = ctx.find_object(Output) or Output()
-    out.configure(quiet=quiet, verbose=verbose, color=color, json=json)
-    # huggingface_hub reads both when it is imported, which is later
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    if quiet or not out.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if verbose < 2:
-        warnings.simplefilter("ignore")  # of libraries; ours go through `out`
-    return out
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What is said, and how; on every command."""
+
+    json: Json = False
+    quiet: Quiet = False
+    verbose: Verbose = 0
+    color: Color = "auto"
+
+    def configure(self, ctx: typer.Context, *, offline: bool = False) -> Output:
+        """The run's Output, set to these options."""
+        out = ctx.find_object(Output) or Output()
+        out.configure(quiet=self.quiet, verbose=self.verbose, color=self.color, json=self.json)
+        # huggingface_hub reads both when it is imported, which is later
+        if offline:
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        if self.quiet or not out.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if self.verbose < 2:
+            warnings.simplefilter("ignore")  # of libraries; ours go through `out`
+        return out
 
 
-def given(**settings: float | int | None) -> dict[str, float | int]:
-    """The sampling settings that were given, by SamplingConfig field; raises ConfigError for one out of range."""
-    from omnimamba_cli.config import SamplingConfig
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and where it runs."""
 
-    chosen = {name: value for name, value in settings.items() if value is not None}
-    SamplingConfig(**chosen)  # type: ignore[arg-type]  # ints and floats by field, checked by the dataclass
-    return chosen
+    model: Model = None
+    offline: Offline = False
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions(ModelOptions):
+    """The same for a command that writes tokens."""
+
+    quantize: Quantize = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are drawn; without a value the model's own setting holds."""
+
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    min_p: MinP = None
+    repetition_penalty: RepetitionPenalty = None
+
+    def given(self) -> dict[str, float | int]:
+        """The settings that were given, by SamplingConfig field; raises ConfigError for one out of range."""
+        from omnimamba_cli.config import SamplingConfig
+
+        chosen = {name: value for name, value in vars(self).items() if value is not None}
+        SamplingConfig(**chosen)
+        return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSampling(SamplingOptions):
+    """Of words."""
+
+    max_new_tokens: MaxNewTokens = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSampling(SamplingOptions):
+    """Of pictures."""
+
+    guidance: Guidance = None
+    candidates: Candidates = None

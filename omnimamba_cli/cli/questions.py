@@ -122,10 +122,7 @@ def ask(
                 _ask_one(run, asked, number, picture, batch_size or AT_ONCE, stream)
                 shown += 1
             except InputError as error:
-                if run.alone:
-                    raise
-                run.failed += 1
-                run.out.error(error.message, error.hint)
+                run.fail(error)
                 if fail_fast:
                     break
             bar.advance()

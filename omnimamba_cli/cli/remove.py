@@ -5,18 +5,18 @@ from typing import Annotated
 import typer
 
 from omnimamba_cli.cli.convert import human_size
-from omnimamba_cli.cli.options import Color, Json, Quiet, Verbose, configure
+from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import ReportOptions
 from omnimamba_cli.errors import UsageError
 
 
+@takes_groups
 def command(
     ctx: typer.Context,
+    *,
     name: Annotated[str, typer.Argument(metavar="MODEL", help="An installed model, by name.")],
     yes: Annotated[bool, typer.Option("--yes", help="Really delete; without it nothing is touched.")] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-    color: Color = "auto",
+    report: ReportOptions,
 ) -> None:
     """Delete an installed model.
 
@@ -27,7 +27,7 @@ def command(
     Deletes the model's own files, what an unfinished download left and the published files that --keep kept. Other
     files in the folder stay, and so does the model that comes with the program.
     """
-    out = configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = report.configure(ctx)
     from omnimamba_cli.engine import installed
 
     removal = installed.removal(name)
@@ -39,7 +39,7 @@ def command(
     left = installed.remove(removal)
     for path in left:
         out.note(f"{path} holds other files, they stay")
-    if json:
+    if out.json:
         out.record({"model": name, "removed": [str(f) for f in removal.folders], "bytes": removal.size_bytes})
         return
     out.note(f"freed {size}")

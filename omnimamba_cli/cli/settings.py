@@ -5,27 +5,25 @@ model = "nano"            # for every command that has the option
 batch-size = 8
 """
 
-import difflib
-import inspect
 import os
-import sys
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from omnimamba_cli.errors import UsageError
+from omnimamba_cli.cli import toml_options
+from omnimamba_cli.cli.toml_options import Values
+from omnimamba_cli.errors import ConfigError, UsageError, nearest
+from omnimamba_cli.folders import user_folder
 
 VARIABLE = "OMNIMAMBA_CONFIG"
-RUNS = ("train-stage1", "train-stage2", "train-tokenizer")  # their --config is a file for one run, see config_file
+# their --config is a file for one run, see config_file
+RUNS = ("train-stage1", "train-stage2", "train-tokenizer", "tokenize")
 SHARED = "model device dtype quantize seed offline quiet verbose color batch-size deterministic".split()
-Values = dict[str, Any]  # Any: what TOML holds; the parser checks it as it does what is typed
 
 
 def take_option(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     """A command line without --config FILE and --no-config, and which file they name ("" is none, None: not said).
 
-    Both are taken wherever they stand, up to "--"; a training command keeps its own --config.
+    Both are taken wherever they stand, up to "--"; the commands of RUNS keep their own --config.
     """
     own = next((word for word in arguments if not word.startswith("-")), None) in RUNS
     rest: list[str] = []
@@ -48,13 +46,8 @@ def take_option(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def default_path() -> Path:
-    """Where the file is, by the rules of the platform."""
-    folder = os.environ.get("XDG_CONFIG_HOME", "")
-    if os.path.isabs(folder):  # the rule says to pass over a relative one
-        return Path(folder) / "omnimamba" / "config.toml"
-    if sys.platform == "win32":
-        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "omnimamba" / "config.toml"
-    return Path.home() / ".config" / "omnimamba" / "config.toml"
+    """Where the file is, there or not."""
+    return user_folder("config") / "config.toml"
 
 
 def read(chosen: str | None) -> tuple[Path, Values] | None:
@@ -65,46 +58,24 @@ def read(chosen: str | None) -> tuple[Path, Values] | None:
     path = Path(named) if named is not None else default_path()
     if named is None and not path.is_file():
         return None
-    try:
-        return path, tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {(error.strerror or 'cannot be read').lower()}", hint="--no-config") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: is no TOML ({error})", hint="--no-config runs without it") from None
+    return path, toml_options.read(path, hint="--no-config runs without it")
 
 
 def defaults(path: Path, values: Values, name: str, command: Callable[..., object], commands: Sequence[str]) -> Values:
-    """The file's values for one command, by parameter. Raises UsageError for what no option is called."""
-    parameters = _options(command)
-    found: Values = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            if key not in commands:
-                raise _unknown(path, f"[{key}]", key, commands)
-        elif key not in SHARED:
-            raise _unknown(path, key, key, SHARED)
-        elif key in parameters:
-            found[parameters[key]] = value
-    for key, value in values.get(name, {}).items():
-        if key not in parameters:
-            raise _unknown(path, f"[{name}] {key}", key, list(parameters))
-        found[parameters[key]] = value
-    return found
-
-
-def _unknown(path: Path, shown: str, key: str, known: Sequence[str]) -> UsageError:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(known)}"
-    return UsageError(f"{path}: {shown} is no option or command", hint=hint)
-
-
-def _options(command: Callable[..., object]) -> dict[str, str]:
-    """The long options of a command, without their dashes: the parameter of each."""
-    found = {}
-    for parameter in inspect.signature(command).parameters.values():
-        for info in getattr(parameter.annotation, "__metadata__", ()):
-            # in an annotation the first name stands where the default would
-            for declared in (getattr(info, "default", None), *(getattr(info, "param_decls", None) or ())):
-                if isinstance(declared, str) and declared.startswith("--"):
-                    found[declared.split("/")[0].removeprefix("--")] = parameter.name
-    return found
+    """The file's values for one command, by parameter. Raises ConfigError for what no option is called or takes."""
+    options = toml_options.options_of(command)
+    sections = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    for key in sections:
+        if key not in commands:
+            hint = nearest(key, commands) or "omnimamba --help lists them"
+            raise ConfigError(f"{path}: [{key}] is no command", hint=hint)
+    shared = {key: value for key, value in values.items() if key not in sections}
+    for key in shared:
+        if key.replace("_", "-") not in SHARED:
+            hint = nearest(key, SHARED) or f"put it under a [command]; for all there are {', '.join(SHARED)}"
+            raise ConfigError(f"{path}: {key!r} is no option for all commands", hint=hint)
+    mine = {key: value for key, value in shared.items() if key.replace("_", "-") in options}
+    return {
+        **toml_options.values_of(path, mine, options, name),
+        **toml_options.values_of(path, sections.get(name, {}), options, name, f"[{name}] "),
+    }

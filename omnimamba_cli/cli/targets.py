@@ -3,7 +3,6 @@
 A file appears under its name complete or not at all, and replaces another only with --force.
 """
 
-import difflib
 import errno
 import os
 import re
@@ -17,7 +16,7 @@ from typing import get_args
 
 from omnimamba_cli.cli.inputs import Wish
 from omnimamba_cli.cli.options import FormatChoice
-from omnimamba_cli.errors import InputError, UsageError
+from omnimamba_cli.errors import InputError, UsageError, file_reason, nearest
 
 FORMATS: dict[str, FormatChoice] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 LONGEST_NAME = 255  # bytes, on the file systems in use
@@ -121,10 +120,9 @@ def fill(template: str, values: dict[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in values:
-            near = difflib.get_close_matches(name, values, n=1)
             raise UsageError(
                 f"--output has no field {{{name}}}; fields are {', '.join(f'{{{f}}}' for f in values)}",
-                hint=f"did you mean {{{near[0]}}}?" if near else None,
+                hint=nearest(f"{{{name}}}", [f"{{{field}}}" for field in values]),
             )
         return values[name]
 
@@ -159,7 +157,7 @@ def check(path: Path, force: bool) -> None:
         with tempfile.TemporaryFile(dir=folder):  # asks the file system itself: permissions are not all of it
             pass
     except OSError as error:
-        raise InputError(f"{path}: cannot write into {folder} ({(error.strerror or 'refused').lower()})") from None
+        raise InputError(f"{path}: cannot write into {folder} ({file_reason(error)})") from None
 
 
 def check_free(path: Path, force: bool) -> None:

@@ -7,11 +7,15 @@ from typing import Annotated
 import typer
 
 from omnimamba_cli.cli import options, train_common
+from omnimamba_cli.cli.config_file import ConfigFile
+from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.config import BAD_SHARE
 
 
+@takes_groups
 def command(
     ctx: typer.Context,
+    *,
     data: Annotated[
         list[Path],
         typer.Option(
@@ -39,12 +43,10 @@ def command(
     batch: options.BatchSize = 64,
     workers: train_common.Workers = None,
     max_bad_share: train_common.MaxBadShare = BAD_SHARE,
+    config: ConfigFile = None,
     force: options.Force = False,
     device: options.Device = "auto",
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    color: options.Color = "auto",
-    json: options.Json = False,
+    report: options.ReportOptions,
 ) -> None:
     """Turn pictures with captions into training tokens; an interrupted run continues where it stopped.
 
@@ -57,7 +59,7 @@ def command(
     torchrun --nproc-per-node 8 -m omnimamba_cli tokenize \\
         --data captions.csv --vq vq/ -o codes.jsonl
     """
-    out = options.configure(ctx, quiet=quiet, verbose=verbose, color=color, json=json)
+    out = report.configure(ctx)
     from omnimamba_cli.engine.encoding import TokenizeSettings, Tokenizing
 
     settings = TokenizeSettings(

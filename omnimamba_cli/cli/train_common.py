@@ -148,14 +148,6 @@ class CallOptions:
     force: options.Force = False
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
-    quiet: options.Quiet = False
-    verbose: options.Verbose = 0
-    color: options.Color = "auto"
-    json: options.Json = False
-
-    def configure(self, ctx: typer.Context) -> Output:
-        """The call's Output."""
-        return options.configure(ctx, quiet=self.quiet, verbose=self.verbose, color=self.color, json=self.json)
 
 
 def loop_config(given: LoopOptions, call: CallOptions, *, steps: int, lr: float, warmup: int) -> "LoopConfig":

@@ -7,6 +7,7 @@ import typer
 
 from omnimamba_cli.cli import train_common
 from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import ReportOptions
 
 
 @takes_groups
@@ -29,6 +30,7 @@ def command(
     what: train_common.StageOptions,
     loop: train_common.LoopOptions,
     call: train_common.CallOptions,
+    report: ReportOptions,
     keep_question: Annotated[
         bool | None,
         typer.Option(
@@ -58,7 +60,7 @@ def command(
                                            caption_mlp t2i_positions
                                            text_embedding
     """
-    out = call.configure(ctx)
+    out = report.configure(ctx)
     from omnimamba_cli.engine.training import train
     from omnimamba_cli.train.stages import recipe
 

@@ -7,6 +7,7 @@ import typer
 
 from omnimamba_cli.cli import train_common
 from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import ReportOptions
 
 
 @takes_groups
@@ -23,6 +24,7 @@ def command(
     what: train_common.StageOptions,
     loop: train_common.LoopOptions,
     call: train_common.CallOptions,
+    report: ReportOptions,
     init: Annotated[
         str | None,
         typer.Option(
@@ -67,7 +69,7 @@ def command(
       lr    warm-up  steps    batch             trains
       1e-4  0        150,000  24 mmu + 384 t2i  everything but towers
     """
-    out = call.configure(ctx)
+    out = report.configure(ctx)
     from omnimamba_cli.engine.training import train
     from omnimamba_cli.errors import UsageError
     from omnimamba_cli.train.stages import recipe

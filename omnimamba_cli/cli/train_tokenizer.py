@@ -9,6 +9,7 @@ import typer
 from omnimamba_cli.cli import train_common
 from omnimamba_cli.cli.config_file import effective
 from omnimamba_cli.cli.option_groups import takes_groups
+from omnimamba_cli.cli.options import ReportOptions
 from omnimamba_cli.cli.output import Output
 
 
@@ -34,6 +35,7 @@ def command(
     ],
     loop: Loop,
     call: train_common.CallOptions,
+    report: ReportOptions,
     vocab_size: Annotated[int, typer.Option("--vocab-size", min=257, help="text: ids.")] = 2048,
     preset: Annotated[
         str | None,
@@ -65,7 +67,7 @@ def command(
     omnimamba train-tokenizer text --data captions.jsonl -o tokenizer.json
     omnimamba train-tokenizer image --data pictures/ --preset nano -o vq/
     """
-    out = call.configure(ctx)
+    out = report.configure(ctx)
     from omnimamba_cli.errors import UsageError
 
     if kind == "text":

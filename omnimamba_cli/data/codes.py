@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.config import BAD_SHARE, ModelConfig, VQConfig
+from omnimamba_cli.data.files import DataFile
 from omnimamba_cli.data.records import Record, captions_of, labels_of, read_records
 from omnimamba_cli.data.rejects import Rejects
 from omnimamba_cli.data.samples import draws
@@ -50,6 +51,7 @@ class DrawnCodes:
         if not len(self.codes):
             raise self.rejects.none_left(paths)
         self.rejects.check(len(self.codes) + len(self.rejects.reasons))
+        self.files = [DataFile.opened(path, len(p["codes"])) for path, p in zip(paths, parts, strict=True)]
 
     def __len__(self) -> int:
         return len(self.codes)

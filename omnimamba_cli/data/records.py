@@ -12,7 +12,7 @@ from typing import Any
 
 from omnimamba_cli.data.rejects import Rejects
 from omnimamba_cli.data.sequences import Turn
-from omnimamba_cli.errors import DataError, InputError
+from omnimamba_cli.errors import DataError, InputError, file_reason
 
 Record = dict[str, Any]  # Any: JSON
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -43,7 +43,7 @@ def read_records(path: Path, rejects: Rejects, label: str | None = None) -> Iter
                 yield from _array(path, label, file.read()) if start == "[" else _lines(label, file, rejects)
     except OSError as error:
         raise InputError(
-            f"{error.filename or path}: {(error.strerror or str(error)).lower()}",
+            f"{error.filename or path}: {file_reason(error)}",
             hint="give a .json, .jsonl, .csv or .tsv file, a folder of pictures with texts, or .tar shards",
         ) from None
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from omnimamba_cli.config import BAD_SHARE
+from omnimamba_cli.data.files import DataFile
 from omnimamba_cli.data.images import image_size, load_image
 from omnimamba_cli.data.records import Record, captions_of, image_of, labels_of, read_records, root_of, turns_of
 from omnimamba_cli.data.rejects import Bad, Rejects
@@ -103,12 +104,14 @@ class Samples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
         self.maker, self.seed, self.tries = maker, seed, tries
         self.rejects = Rejects(limit)
         self.roots = [str(root_of(path, image_root)) for path in paths]
-        self.blob = Blob(self._read(paths))
+        counts = [0] * len(paths)  # samples of each
+        self.blob = Blob(self._read(paths, counts))
         if not len(self.blob):
             raise self.rejects.none_left(paths)
         self.rejects.check(len(self.blob) + len(self.rejects.reasons))
+        self.files = [DataFile.opened(path, count) for path, count in zip(paths, counts, strict=True)]
 
-    def _read(self, paths: Sequence[Path]) -> Iterator[bytes]:
+    def _read(self, paths: Sequence[Path], counts: list[int]) -> Iterator[bytes]:
         for number, (path, label) in enumerate(zip(paths, labels_of(paths), strict=True)):
             for name, record in read_records(path, self.rejects, label):
                 try:
@@ -117,6 +120,7 @@ class Samples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
                 except ValueError as error:
                     self.rejects.add(name, str(error))
                     continue
+                counts[number] += 1
                 yield json.dumps(packed).encode()
 
     def __len__(self) -> int:

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from omnimamba_cli.config import BAD_SHARE
+from omnimamba_cli.data.files import DataFile
 from omnimamba_cli.data.records import IMAGE_SUFFIXES, Record
 from omnimamba_cli.data.rejects import Bad, Rejects
 from omnimamba_cli.data.samples import Maker, Raw, make, words_of
-from omnimamba_cli.errors import DataError, InputError, UsageError
+from omnimamba_cli.errors import DataError, InputError, UsageError, file_reason
 
 if TYPE_CHECKING:
     from omnimamba_cli.data.mixing import Split
@@ -91,7 +92,7 @@ def _listed(path: Path) -> list[Shard]:
             # a relative path means: beside the list
             found.append(Shard(url if is_remote(url) else str(path.parent / url), int(row["samples"])))
     except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise InputError(f"{path}: {file_reason(error)}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}:{len(found) + 1}: no shard with its number of samples ({error})",
@@ -107,7 +108,7 @@ def count_local(path: Path, rejects: Rejects) -> int:
         with tarfile.open(path) as file:
             names.extend(member.name for member in file if member.isreg())
     except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise InputError(f"{path}: {file_reason(error)}") from None
     except (tarfile.TarError, EOFError) as error:
         names = names[:-1]  # the last header's content is not whole
         rejects.add(str(path), f"the tar file is damaged or cut off ({error})")
@@ -172,6 +173,7 @@ class ShardSamples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
         self.shards = [shard for path in paths for shard in find_shards(path, self.rejects)]
         if not len(self):
             raise self.rejects.none_left(paths)
+        self.files = [DataFile.opened(shard.url, shard.samples) for shard in self.shards]
 
     def __len__(self) -> int:
         return sum(shard.samples for shard in self.shards)

@@ -23,6 +23,7 @@ from omnimamba_cli.engine.bench_systems import OmniMambaSystem, System, load_our
 from omnimamba_cli.engine.bench_timing import integrate, sample_positions
 from omnimamba_cli.engine.bench_transformers import TransformerSystem
 from omnimamba_cli.engine.runtime import parameter_count, pick_device
+from omnimamba_cli.errors import memory_reason
 from omnimamba_cli.model.quantized import Quantization
 
 QUESTION = 27  # tokens: with a picture's patches and four marks, the prefix is 760 for the published model
@@ -142,7 +143,7 @@ def stage2(config: BenchConfig, name: str) -> Iterator[Event]:
     try:
         yield step.measure()
     except (RuntimeError, MemoryError) as error:
-        rows = sum(step.rows.values())
+        next_command = step.in_less_memory()
         yield Row(
             task="stage2",
             system=step.config.name,
@@ -150,8 +151,9 @@ def stage2(config: BenchConfig, name: str) -> Iterator[Event]:
             what=step.what(),
             machine=machine,
             dtype=machine.dtype,
-            batch=rows,
+            batch=sum(step.rows.values()),
             method="failed",
+            notes=(f"next: {next_command}",) if next_command else (),
             error=memory_failure(error),
         )
 
@@ -245,14 +247,10 @@ def _lacks(needed: int, free: int) -> str:
 
 def memory_failure(error: Exception) -> str:
     """What a row says of memory that ran out. Raises any other error again."""
-    cause: BaseException | None = error
-    while cause is not None:
-        text = str(cause)
-        memory = isinstance(cause, torch.OutOfMemoryError | MemoryError)
-        if memory or "out of memory" in text or "allocate memory" in text:
-            return f"out of memory: {text.splitlines()[0] if text else 'no more is to be had'}"
-        cause = cause.__cause__ or cause.__context__
-    raise error
+    reason = memory_reason(error)
+    if reason is None:
+        raise error
+    return f"out of memory: {reason}"
 
 
 def release(device: torch.device) -> None:

@@ -4,14 +4,13 @@ Sizes are those of the published configurations: Phi-1.5 as Show-o uses it (arXi
 JanusFlow (arXiv:2411.07975) and Janus-Pro (arXiv:2501.17811) use it, Emu3 (arXiv:2409.18869).
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine.runtime import parameter_count
-from omnimamba_cli.errors import UsageError
+from omnimamba_cli.errors import UsageError, nearest
 from omnimamba_cli.model.baseline import TransformerConfig
 
 CacheUse = Literal["none", "growing", "fixed"]
@@ -164,10 +163,9 @@ def chosen(words: Sequence[str], config: ModelConfig) -> list[str]:
     names: list[str] = []
     for word in words:
         if word not in sets and word not in sets["all"]:
-            near = difflib.get_close_matches(word, [*sets["all"], *sets], n=1)
             raise UsageError(
                 f"there is no baseline {word!r}; baselines are {', '.join(sets['all'])}, and all, none, auto",
-                hint=f"did you mean {near[0]!r}?" if near else None,
+                hint=nearest(word, [*sets["all"], *sets]),
             )
         names += sets.get(word, [word])
     return list(dict.fromkeys(names))

@@ -3,6 +3,7 @@
 Random data of full length: every picture row has the longest text, every drawing all of its codes.
 """
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,20 @@ class Stage2:
         said = f"stage 2 by the training loop: {t2i} and {mmu}, image encoders, clipping and AdamW included"
         more = ["activations computed again"] if self.bench.checkpoint_activations else []
         return "; ".join([said, *more, *(["random weights"] if self.random else [])])
+
+    def in_less_memory(self) -> str | None:
+        """The command that measures the step in less memory; with half of the rows where it does so already."""
+        rows = self.rows
+        if self.bench.checkpoint_activations:
+            rows = {task: (number + 1) // 2 for task, number in rows.items()}
+            if rows == self.rows:  # one of each
+                return None
+        words = ["omnimamba", "bench", "--task", "stage2", "-m", self.bench.model, "--checkpoint-activations"]
+        for task, number in rows.items():
+            words += [f"--rows-{task}", str(number)]
+        for option, value in (("--device", self.bench.device), ("--dtype", self.bench.dtype)):
+            words += [option, value] if value != "auto" else []
+        return shlex.join(words)
 
 
 def _modules(name: str, device: torch.device) -> tuple[OmniMamba, VisionTowers | None]:

@@ -22,7 +22,7 @@ from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import card, storage
 from omnimamba_cli.engine.safetensors_io import Header, read_header, read_safetensors, read_tensor, write_entries
 from omnimamba_cli.engine.storage import Storage
-from omnimamba_cli.errors import CheckpointError, ConfigError, InputError
+from omnimamba_cli.errors import CheckpointError, ConfigError, InputError, file_reason
 from omnimamba_cli.model.convert import check
 from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
@@ -108,7 +108,7 @@ def read_config(directory: Path) -> ModelConfig:
     try:
         return ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(f"{path} cannot be read: {file_reason(error)}") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is no valid JSON: {error}") from None
     except ConfigError as error:
@@ -281,7 +281,7 @@ def whole_directory(path: Path, *, overwrite: bool = False, within: Path | None 
             link_or_copy(path / name, temporary / name)
         _take_name(temporary, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be written: {file_reason(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

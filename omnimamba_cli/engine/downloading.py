@@ -17,7 +17,7 @@ from omnimamba_cli.engine.lock import Lock, SourceEntry
 from omnimamba_cli.engine.published import PublishedFile, Release
 from omnimamba_cli.engine.remote import RemoteFile
 from omnimamba_cli.engine.storage import Storage
-from omnimamba_cli.errors import CheckpointError, DownloadError, InputError
+from omnimamba_cli.errors import CheckpointError, DownloadError, InputError, file_reason
 
 SPARE_BYTES = 50_000_000  # a disk is not filled to the last byte
 CONVERT_BYTES = 500_000_000  # memory of a conversion besides mapped files, measured at full size: 430 MB
@@ -265,7 +265,7 @@ def _alone(directory: Path) -> Iterator[Path]:
         ) from None
     except OSError as error:
         raise InputError(
-            f"{folder.parent} cannot be written: {error.strerror or error}", hint="choose another place: --dir DIR"
+            f"{folder.parent} cannot be written: {file_reason(error)}", hint="choose another place: --dir DIR"
         ) from None
     try:
         yield folder

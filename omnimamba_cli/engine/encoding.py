@@ -26,7 +26,7 @@ from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.safetensors_io import partial
 from omnimamba_cli.engine.starting import part_file
 from omnimamba_cli.engine.tokenizing import VQ_FILE, load_vq
-from omnimamba_cli.errors import DataError, InputError, UsageError
+from omnimamba_cli.errors import DataError, InputError, UsageError, file_reason
 from omnimamba_cli.presets import preset
 from omnimamba_cli.train.events import Event, Note, Progress, Saved, Skipped
 from omnimamba_cli.train.loop_config import fixed_shapes
@@ -240,6 +240,6 @@ def _stat(path: Path) -> tuple[str, int, int]:
 
 def _unwritable(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"{path} cannot be written: {(error.strerror or str(error)).lower()}",
+        f"{path} cannot be written: {file_reason(error)}",
         hint="free some space or choose another --output; the same command continues",
     )

@@ -1,15 +1,14 @@
 """Where a model is: a directory, the bundled one, an installed one, or a repository on the Hugging Face Hub."""
 
-import difflib
 import os
 import re
-import sys
 from pathlib import Path
 
 from omnimamba_cli.config import Task
 from omnimamba_cli.engine import remote
 from omnimamba_cli.engine.checkpoint import FILES, is_model_directory
-from omnimamba_cli.errors import CheckpointError
+from omnimamba_cli.errors import CheckpointError, nearest
+from omnimamba_cli.folders import user_folder
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PUBLISHED, BUNDLED = "omnimamba-1.3b", "nano"
@@ -21,28 +20,16 @@ def bundled_folders() -> list[Path]:
     return [PACKAGE / "weights", PACKAGE.parent / "weights"]
 
 
-def user_folder() -> Path:
-    """Where a user's own models are installed, by the rules of the platform."""
-    data = os.environ.get("XDG_DATA_HOME", "")
-    if os.path.isabs(data):  # the rule says to pass over a relative one
-        return Path(data) / "omnimamba"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "omnimamba"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "omnimamba"
-    return Path.home() / ".local" / "share" / "omnimamba"
-
-
 def install_folder() -> Path:
     """Where a new model goes: weights/ of the checkout that we are in, else the user's folder."""
     here = Path("weights")
-    return here if here.is_dir() and Path("omnimamba_cli", "engine").is_dir() else user_folder()
+    return here if here.is_dir() and Path("omnimamba_cli", "engine").is_dir() else user_folder("data")
 
 
 def installed() -> list[tuple[str, Path]]:
     """(name, directory) of every model that a bare name finds, by name; where two have one name, the nearer one."""
     found: dict[str, Path] = {}
-    for folder in [Path("weights"), user_folder(), *bundled_folders()]:
+    for folder in [Path("weights"), user_folder("data"), *bundled_folders()]:
         if not folder.is_dir():
             continue
         for path in sorted(folder.iterdir()):
@@ -99,11 +86,8 @@ def _installed(name: str) -> Path:
 
 def _hint(name: str) -> str:
     models = dict(installed())
-    near = difflib.get_close_matches(name, models, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
     known = f"installed: {', '.join(models)}; " if models else ""
-    return f"{known}a directory and a Hub id (org/name) work too"
+    return nearest(name, models, cutoff=0.5) or f"{known}a directory and a Hub id (org/name) work too"
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -10,7 +10,8 @@ from omnimamba_cli.config import TASKS, Task
 from omnimamba_cli.engine import checkpoint, downloading, hub, lock
 from omnimamba_cli.engine.safetensors_io import read_header
 from omnimamba_cli.engine.storage import FLOATS
-from omnimamba_cli.errors import CheckpointError, InputError, OmniMambaError
+from omnimamba_cli.errors import CheckpointError, InputError, OmniMambaError, file_reason
+from omnimamba_cli.folders import user_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ def removal(name: str) -> Removal:
     """
     if os.sep in name or "/" in name or name in ("", ".", ".."):
         raise InputError(f"{name!r} is no name of an installed model", hint="omnimamba models")
-    own = [Path("weights"), hub.user_folder()]
+    own = [Path("weights"), user_folder("data")]
     models = [folder / name for folder in own if checkpoint.is_model_directory(folder / name)]
     # the nearer one alone: it is the one that the name means
     found = models[:1] if models else []
@@ -132,7 +133,7 @@ def remove(what: Removal) -> list[Path]:
             elif not _remove_model(folder):
                 left.append(folder)
         except OSError as error:
-            raise InputError(f"{folder} cannot be deleted: {error.strerror or error}") from None
+            raise InputError(f"{folder} cannot be deleted: {file_reason(error)}") from None
     return left
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.codes import DrawnCodes
+from omnimamba_cli.data.files import DataFile
 from omnimamba_cli.data.pictures import SketchMaker
 from omnimamba_cli.data.records import read_records
 from omnimamba_cli.data.rejects import REMEDY, Bad, Rejects, allowed
@@ -36,6 +37,11 @@ class OpenData:
     drawings: DrawnCodes | Samples | ShardSamples | None = None
     vq: VQModel | None = None  # where drawings are pictures
     said: list[Event] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[DataFile]:
+        """That are trained on, in the order of tasks."""
+        return [file for samples in (self.talks, self.drawings) if samples is not None for file in samples.files]
 
     def encoder(self, device: torch.device) -> Callable[[Tensor], Tensor] | None:
         """What turns pixels into codes on a device; None where drawings are codes already."""

@@ -4,13 +4,12 @@ A file's revision, size and sha256 are None where the authors of this table coul
 asked of the Hub when a download starts, checked against the bytes, and written into the model's lock file.
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 from omnimamba_cli.config import Task
 from omnimamba_cli.engine.checkpoint import Part
-from omnimamba_cli.errors import UsageError
+from omnimamba_cli.errors import UsageError, nearest
 
 Piece = Part | Literal["tokenizer"]
 
@@ -88,9 +87,8 @@ DEFAULT = OMNIMAMBA_1_3B.name
 def release(name: str) -> Release:
     """A published model by name. Raises UsageError naming the nearest."""
     if name not in RELEASES:
-        near = difflib.get_close_matches(name, RELEASES, n=1, cutoff=0.4)
         raise UsageError(
             f"{name!r} is no published model; they are {', '.join(RELEASES)}",
-            hint=f"did you mean {near[0]!r}?" if near else "a Hub id (org/name) of a model directory works too",
+            hint=nearest(name, RELEASES, cutoff=0.4) or "a Hub id (org/name) of a model directory works too",
         )
     return RELEASES[name]

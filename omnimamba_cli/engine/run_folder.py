@@ -16,7 +16,7 @@ from omnimamba_cli.engine.checkpoint import ModelFiles
 from omnimamba_cli.engine.safetensors_io import partial
 from omnimamba_cli.engine.starting import Start
 from omnimamba_cli.engine.storage import Storage
-from omnimamba_cli.errors import InputError
+from omnimamba_cli.errors import InputError, file_reason
 from omnimamba_cli.train import snapshots
 from omnimamba_cli.train.events import Event, Note
 
@@ -42,7 +42,7 @@ def prepare_output(output: Path, *, resume: bool) -> list[Event]:
         for unfinished in [*output.glob(".*.partial"), *output.glob("*/.*.partial")]:  # of a run that was killed
             shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
     except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"{output} cannot be written: {file_reason(error)}") from None
     if resume and not has_snapshot(output):
         return [Note(text=f"{output} holds no snapshot yet: starting at step 0")]
     return []
@@ -104,4 +104,4 @@ def save_result(output: Path, start: Start, storage: Storage) -> None:
         # renaming a file onto another link to itself leaves both names
         shutil.rmtree(temporary)
     except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"{output} cannot be written: {file_reason(error)}") from None

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from omnimamba_cli.errors import CheckpointError, InputError
+from omnimamba_cli.errors import CheckpointError, InputError, file_reason
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -129,7 +129,7 @@ def read_header(path: Path) -> Header:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             text = file.read(length) if length <= min(size, MAX_HEADER) else b""
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(f"{path} cannot be read: {file_reason(error)}") from None
     if size == 0:
         raise _damaged(path, "the file is empty")
     if len(start) < 8 or len(text) != length or not length:
@@ -190,7 +190,7 @@ def partial(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be written: {file_reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

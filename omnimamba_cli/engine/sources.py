@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.engine.safetensors_io import read_safetensors
-from omnimamba_cli.errors import CheckpointError, InputError
+from omnimamba_cli.errors import CheckpointError, InputError, file_reason
 from omnimamba_cli.model import convert as names
 
 Kind = Literal["published", "base", "vq", "tower", "tokenizer"]
@@ -71,7 +71,7 @@ def open_source(path: Path) -> Source:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{path} cannot be read: {file_reason(error)}") from None
     if not start:
         raise CheckpointError(f"{path} is empty", hint="download it again")
     if start.startswith(b"version https://git-lfs"):

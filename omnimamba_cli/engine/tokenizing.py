@@ -13,7 +13,7 @@ from omnimamba_cli.data.tokenizer import train_bpe
 from omnimamba_cli.engine import checkpoint
 from omnimamba_cli.engine.safetensors_io import partial
 from omnimamba_cli.engine.starting import fill, part_file, vq_config
-from omnimamba_cli.errors import CheckpointError, InputError
+from omnimamba_cli.errors import CheckpointError, InputError, file_reason
 from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.train.events import Event, Note, Saved
 
@@ -40,7 +40,7 @@ def _texts(path: Path) -> Iterator[str]:
             with path.open(encoding="utf-8", errors="replace") as file:
                 yield from (line.rstrip("\n") for line in file)
         except OSError as error:
-            raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+            raise InputError(f"{path}: {file_reason(error)}") from None
         return
     for _, record in read_records(path, Rejects()):
         with suppress(ValueError, KeyError, AttributeError):

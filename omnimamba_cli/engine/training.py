@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -18,8 +18,9 @@ from omnimamba_cli.data.codes import DrawnCodes
 from omnimamba_cli.data.talks import Conversations
 from omnimamba_cli.engine import curves, samples
 from omnimamba_cli.engine.board import Board, summary_writer
+from omnimamba_cli.engine.memory import memory_explained
 from omnimamba_cli.engine.opening import OpenData, open_data, said
-from omnimamba_cli.engine.rehearsal import rehearse
+from omnimamba_cli.engine.rehearsal import rehearse, state_bytes
 from omnimamba_cli.engine.run_folder import (
     BEST,
     check_output,
@@ -139,9 +140,17 @@ def train(settings: StageSettings) -> Iterator[Event]:
         yield from prepare_output(settings.output, resume=settings.resume)
     accelerate.wait_for_everyone()
     trained = freeze(start.model, start.towers, settings.stage, settings.task, settings.unfreeze)
-    job = _job(settings, start, data, accelerate)
-    with stop_signals() as should_stop:
-        loop = Loop(job, settings.loop, accelerate, settings.output, held_out=held_out, should_stop=should_stop)
+    with stop_signals() as should_stop, _memory(settings, start):
+        job = _job(settings, start, data, accelerate)
+        loop = Loop(
+            job,
+            settings.loop,
+            accelerate,
+            settings.output,
+            data=data.files,
+            held_out=held_out,
+            should_stop=should_stop,
+        )
         if settings.dry_run:
             yield from rehearse(loop, settings, start)
             return
@@ -150,6 +159,22 @@ def train(settings: StageSettings) -> Iterator[Event]:
         yield Note(text=_summary(start, trained, accelerate.device, settings.loop.precision, accelerate.num_processes))
         yield from _run(loop, settings, start)
     loop.end()
+
+
+def _memory(settings: StageSettings, start: Start) -> AbstractContextManager[None]:
+    """What is said where memory runs out, in the words of the stage's options."""
+    given: dict[Task, int] = {"mmu": settings.batch_mmu, "t2i": settings.batch_t2i}
+    rows = {f"--batch-{task}" if settings.task is None else "--batch": given[task] for task in settings.tasks}
+    parameters = [p for module in (start.model, start.towers) if module is not None for p in module.parameters()]
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    held = state_bytes(sum(p.numel() for p in parameters), trained, average=bool(settings.loop.ema))
+    return memory_explained(
+        rows,
+        settings.output,
+        accumulate=settings.loop.accumulate,
+        recompute=settings.checkpoint_activations,
+        held_bytes=held["held_bytes"],
+    )
 
 
 def _job(settings: StageSettings, start: Start, data: OpenData, accelerate: Accelerator) -> LanguageJob:

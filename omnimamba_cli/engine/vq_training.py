@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from omnimamba_cli.config import BAD_SHARE, VQConfig
+from omnimamba_cli.data.files import DataFile
 from omnimamba_cli.data.pictures import Pictures
 from omnimamba_cli.data.resident import ResidentPictures, fits
 from omnimamba_cli.engine import checkpoint, curves
 from omnimamba_cli.engine.board import Board, summary_writer
+from omnimamba_cli.engine.memory import memory_explained
 from omnimamba_cli.engine.rehearsal import measured, state_bytes
 from omnimamba_cli.engine.run_folder import check_output, has_snapshot, prepare_output, write_settings
 from omnimamba_cli.engine.runtime import pick_device
@@ -71,15 +73,31 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
     if settings.batch * settings.loop.steps > 2 * len(pictures) and fits(pictures, accelerate.device):
         source = ResidentPictures(pictures, accelerate.device, workers=settings.workers)
         yield Note(text=f"all pictures are kept on {accelerate.device}")
+    memory = memory_explained({"--batch": settings.batch}, settings.output, accumulate=settings.loop.accumulate)
+    with stop_signals() as should_stop, fixed_shapes(accelerate.device), memory:
+        job, model = _vq_job(settings, source, accelerate.device)
+        files = [DataFile.opened(settings.data, len(pictures))]
+        loop = Loop(job, settings.loop, accelerate, settings.output, data=files, should_stop=should_stop)
+        if settings.dry_run:
+            yield from _rehearse_vq(loop)
+            return
+        if settings.resume and has_snapshot(settings.output):
+            yield from loop.resume()
+        write_settings(settings.output, settings)
+        yield from _run_vq(loop, settings, model)
+
+
+def _vq_job(settings: VQSettings, source: Pictures | ResidentPictures, device: torch.device) -> tuple[VQJob, VQModel]:
+    """The job, its modules on the device, and the model that it trains."""
     torch.manual_seed(settings.loop.seed)
     model = VQModel(settings.config) if settings.init is None else load_vq(settings.init, settings.config)
-    objective = VQObjective(model, settings.losses).to(accelerate.device)
+    objective = VQObjective(model, settings.losses).to(device)
     objective = objective.to(memory_format=torch.channels_last)
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     job = VQJob(
         objective,
         source,
-        device=accelerate.device,
+        device=device,
         seed=settings.loop.seed,
         rows=settings.batch,
         workers=settings.workers,
@@ -92,15 +110,7 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
     if settings.compile:
         objective.model.encoder.compile()
         objective.model.decoder.compile()
-    with stop_signals() as should_stop, fixed_shapes(accelerate.device):
-        loop = Loop(job, settings.loop, accelerate, settings.output, should_stop=should_stop)
-        if settings.dry_run:
-            yield from _rehearse_vq(loop)
-            return
-        if settings.resume and has_snapshot(settings.output):
-            yield from loop.resume()
-        write_settings(settings.output, settings)
-        yield from _run_vq(loop, settings, objective.model)
+    return job, objective.model
 
 
 def _run_vq(loop: Loop, settings: VQSettings, model: VQModel) -> Iterator[Event]:

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from omnimamba_cli.data.files import DataFile
 from omnimamba_cli.errors import InputError, OmniMambaError, UsageError
 from omnimamba_cli.train import snapshots
 from omnimamba_cli.train.events import Evaluated, Event, Finished, Note, Progress, Saved
@@ -72,11 +73,12 @@ class Loop:
         accelerate: Accelerator,
         folder: Path,
         *,
+        data: Sequence[DataFile] = (),
         held_out: HeldOut | None = None,
         should_stop: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.job, self.config, self.accelerate, self.folder = job, config, accelerate, folder
-        self.held_out, self.should_stop = held_out, should_stop
+        self.data, self.held_out, self.should_stop = data, held_out, should_stop
         self.best: dict[str, float] = {}  # step and eval_loss of the best evaluation
         self.step = 0  # steps done
         self.seconds_before = 0.0
@@ -295,6 +297,7 @@ class Loop:
             state = {
                 "config": asdict(self.config),
                 "frozen": fingerprint(self.job.module, self.parameters),
+                "data": [asdict(file) for file in self.data],
                 "seconds": self.seconds(),
                 "window": {"steps": self.window_steps, "tokens": self.window_tokens},
                 "best": self.best,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from omnimamba_cli.errors import InputError
+from omnimamba_cli.errors import InputError, file_reason
 
 TENSORS, STATE = "state.safetensors", "state.json"
 NAME = re.compile(r"step-(\d{8})$")
@@ -52,7 +52,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         temporary.rename(target)
         _sync(folder)
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = file_reason(error) if isinstance(error, OSError) else str(error)
         raise InputError(f"{target} cannot be written: {reason}", hint="free some space, then --resume") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

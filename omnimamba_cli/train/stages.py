@@ -4,7 +4,6 @@ Source: the released training code of arXiv:2503.08686; the other task's LoRA st
 says.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omnimamba_cli.config import Task
-from omnimamba_cli.errors import CheckpointError, UsageError
+from omnimamba_cli.errors import CheckpointError, UsageError, nearest
 
 Stage = Literal[1, 2]
 
@@ -100,10 +99,9 @@ def trained_parts(stage: Stage, task: Task | None, unfreeze: Sequence[str] = ())
         elif word in PARTS:
             parts.add(word)
         else:
-            near = difflib.get_close_matches(word, [*PARTS, "all"], n=1)
             raise UsageError(
                 f"there is no part {word!r} to unfreeze; parts are {', '.join(PARTS)} and all",
-                hint=f"did you mean {near[0]!r}?" if near else None,
+                hint=nearest(word, [*PARTS, "all"]),
             )
     return parts
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from omnimamba_cli.data.files import DataFile, difference
 from omnimamba_cli.errors import InputError
 from omnimamba_cli.train.sharding import cut_like, whole
 from omnimamba_cli.train.snapshots import Snapshot
@@ -63,7 +64,21 @@ def restore(loop: "Loop", found: Snapshot) -> None:
     loop.window = {n.removeprefix("window/"): t.to(device) for n, t in tensors.items() if n.startswith("window/")}
 
 
+def _check_data(loop: "Loop", found: Snapshot) -> None:
+    """Raises InputError for other data: the position in the run would pick other samples."""
+    rows = found.state.get("data")
+    if rows is None:  # a snapshot from before they were recorded
+        return
+    different = difference([DataFile(row["path"], row["bytes"], row["samples"]) for row in rows], loop.data)
+    if different is not None:
+        # a run that was killed has snapshots, but no model yet
+        ended = any(loop.folder.glob("*.safetensors"))
+        further = f", with --init {loop.folder} to go on from what this one learnt" if ended else ""
+        raise InputError(different, hint=f"start another run on these data: another -o{further}")
+
+
 def _check(loop: "Loop", found: Snapshot) -> None:
+    _check_data(loop, found)
     saved = {n.removeprefix("weight/"): t for n, t in found.tensors.items() if n.startswith("weight/")}
     if different := sorted(saved.keys() ^ loop.parameters.keys()):
         raise InputError(

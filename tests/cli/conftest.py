@@ -13,6 +13,7 @@ from PIL import Image
 
 from omnimamba_cli.cli import models
 from omnimamba_cli.cli.app import main
+from omnimamba_cli.cli.options import ModelOptions
 from omnimamba_cli.config import ModelConfig, SamplingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,16 +141,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     """The session that every command in this test opens."""
     session = FakeSession()
 
-    def open_session(
-        out: object,
-        model: str | None,
-        device: str,
-        dtype: str,
-        quantize: str | None = None,
-        *,
-        task: str | None = None,
-    ) -> FakeSession:
-        session.opened.append((model, device, dtype))
+    def open_session(out: object, where: ModelOptions, *, task: str | None = None) -> FakeSession:
+        session.opened.append((where.model, where.device, where.dtype))
         return session
 
     monkeypatch.setattr(models, "open_session", open_session)

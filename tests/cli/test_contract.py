@@ -46,8 +46,8 @@ FLAGS = {
     "data index": "--output --force",
     "train-tokenizer": f"{LOOP} --data --vocab-size --preset --batch --init --steps --lr --warmup --revive-every "
     "--sheet-every --compile",
-    "tokenize": "--data --vq --output --image-root --preset --shard --batch-size --workers --max-bad-share --force "
-    "--device",
+    "tokenize": "--config --data --vq --output --image-root --preset --shard --batch-size --workers --max-bad-share "
+    "--force --device",
     "train-stage1": f"{STAGE} --task --data --batch --keep-question --ignore-question --eval-data",
     "train-stage2": f"{STAGE} --data-mmu --data-t2i --init-mmu --init-t2i --batch-mmu --batch-t2i --weight-mmu "
     "--weight-t2i --eval-mmu --eval-t2i",

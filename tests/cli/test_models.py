@@ -4,6 +4,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from omnimamba_cli.cli import models
+from omnimamba_cli.cli.options import ModelOptions
 from tests.cli.test_output import make, written
 
 
@@ -25,7 +26,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("model", [None, ""])
 def test_without_a_model_nano_is_used_and_said(loaded: list[str], model: str | None) -> None:
     out = make()
-    models.open_session(out, model, "auto", "auto")
+    models.open_session(out, ModelOptions(model=model))
     assert loaded == ["nano"]
     assert written(out)[0] == ""
     assert written(out)[1].startswith("using nano")
@@ -34,7 +35,7 @@ def test_without_a_model_nano_is_used_and_said(loaded: list[str], model: str | N
 
 def test_a_named_model_is_used_without_words(loaded: list[str]) -> None:
     out = make()
-    models.open_session(out, "nano", "auto", "auto")
+    models.open_session(out, ModelOptions(model="nano"))
     assert (loaded, written(out)) == (["nano"], ("", ""))
 
 

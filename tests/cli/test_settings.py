@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from omnimamba_cli.cli import settings
+from omnimamba_cli.cli import settings, toml_options
 from omnimamba_cli.cli.app import COMMANDS, load_command
+from omnimamba_cli.errors import ExitCode
 from tests.cli.conftest import FakeSession, Process, Run, environment
 
 
@@ -56,34 +58,58 @@ def test_sections_are_for_their_command_alone(run: Run, fake: FakeSession, pictu
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "code", "words"),
     [
-        ("model = ", "is no TOML"),
-        ("modle = 'x'", "did you mean model?"),
-        ("[captoin]\nseed = 1", "did you mean caption?"),
-        ("[caption]\ntempertaure = 1", "did you mean temperature?"),
-        ("[caption]\ndtype = 'fp7'", "fp7"),
-        ("[caption]\nseed = 'many'", "--seed"),
-        ("prompt = 'x'", "is no option or command"),
+        ("model = ", ExitCode.INPUT, "config.toml is no valid TOML"),
+        ("modle = 'x'", ExitCode.USAGE, "'modle' is no option for all commands\nhint: did you mean 'model'?"),
+        ("[captoin]\nseed = 1", ExitCode.USAGE, "[captoin] is no command\nhint: did you mean 'caption'?"),
+        (
+            "[caption]\ntempertaure = 1",
+            ExitCode.USAGE,
+            "config.toml: caption has no option 'tempertaure'\nhint: did you mean 'temperature'?",
+        ),
+        ("[caption]\nzebra = 1", ExitCode.USAGE, "hint: omnimamba caption --help"),
+        ("[caption]\ndtype = 'fp7'", ExitCode.USAGE, "fp7"),
+        ("[caption]\nseed = -1", ExitCode.USAGE, "--seed"),
+        ("[caption]\nseed = 'many'", ExitCode.USAGE, "[caption] seed is 'many'; it must be a whole number"),
+        ("batch-size = 2.5", ExitCode.USAGE, "batch-size is 2.5; it must be a whole number"),
+        ("prompt = 'x'", ExitCode.USAGE, "hint: put it under a [command]"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_wrong_use(run: Run, picture: str, config: Path, text: str, words: str) -> None:
+def test_what_is_wrong_in_a_file_is_said(
+    run: Run, picture: str, config: Path, text: str, code: ExitCode, words: str
+) -> None:
     config.write_text(text)
     result = run("caption", picture)
-    assert (result.code, result.out) == (2, "")
+    assert (result.code, result.out) == (code, "")
     assert result.err.startswith("error: ")
     assert words in result.err
 
 
-def test_a_training_command_keeps_its_config_for_itself() -> None:
-    line = ["train-stage2", "--config", "run.toml", "--no-config"]
-    assert settings.take_option(line) == (["train-stage2", "--config", "run.toml"], "")
+def test_a_key_may_have_underscores(run: Run, fake: FakeSession, picture: str, config: Path) -> None:
+    config.write_text('batch_size = 3\n[caption]\nwith_filename = true\nprompt = "how many?"\n')
+    assert run("caption", picture).out.startswith("fox.png\t")
+    assert fake.asked[-1][0] == "how many?"
+
+
+@pytest.mark.parametrize("name", settings.RUNS)
+def test_a_command_with_a_file_of_a_run_keeps_its_config_for_itself(run: Run, name: str) -> None:
+    line = [name, "--config", "run.toml", "--no-config"]
+    assert settings.take_option(line) == ([name, "--config", "run.toml"], "")
+    assert "This run's options" in run(name, "--help").out
+
+
+def test_the_others_take_a_file_of_defaults() -> None:
+    assert {name for name in COMMANDS if "config" in toml_options.options_of(load_command(name))} == {*settings.RUNS}
     assert settings.take_option(["bench", "--config", "own.toml"]) == (["bench"], "own.toml")
 
 
-def test_a_named_file_that_is_not_there_is_wrong_use(run: Run, picture: str) -> None:
-    assert run("caption", picture, "--config", "missing.toml").code == 2
-    assert run("caption", picture, "--config").code == 2
+@pytest.mark.parametrize("command", ["caption", "tokenize"])
+def test_a_named_file_that_is_not_there_is_an_input_error(run: Run, command: str) -> None:
+    result = run(command, "--config", "missing.toml")
+    assert result.code == ExitCode.INPUT
+    assert result.err.startswith("error: missing.toml: no such file or directory\n")
+    assert run(command, "--config").code == ExitCode.USAGE
 
 
 def test_doctor_says_which_file_is_read(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +119,17 @@ def test_doctor_says_which_file_is_read(run: Run, config: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"data"}))  # a group: its commands' options stay typed
 def test_every_option_of_a_command_can_stand_in_its_section(name: str) -> None:
-    known = settings._options(load_command(name))
+    known = toml_options.options_of(load_command(name))
     assert {"quiet", "verbose", "color"} <= set(known)
-    assert settings.defaults(Path("x"), {name: dict.fromkeys(known, 1)}, name, load_command(name), [*COMMANDS])
+    section = {option: fitting(parameter.annotation) for option, parameter in known.items()}
+    found = settings.defaults(Path("x"), {name: section}, name, load_command(name), [*COMMANDS])
+    assert set(found) == {parameter.name for parameter in known.values()}
+
+
+def fitting(annotation: Any) -> object:  # Any: type hints
+    """A value that an option of this kind takes."""
+    text = str(annotation).split("typing.Literal")[0]
+    return next((value for kind, value in {"bool": True, "int": 1, "float": 1.5}.items() if kind in text), "x")
 
 
 def test_the_file_costs_no_start_up(process: Process, config: Path, tmp_path: Path) -> None:

@@ -135,6 +135,15 @@ def test_every_option_reaches_the_engine(settings: Callable[..., Settings], comm
     assert settings(*line, flag, *filter(None, [value])) != settings(*line)
 
 
+def test_a_file_of_options_reaches_tokenize(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        'command = "tokenize"\ndata = "a.jsonl"\nvq = "vq"\noutput = "codes.jsonl"\nbatch-size = 3\nworkers = 2\n'
+    )
+    line, _ = COMMANDS["tokenize"]
+    assert settings("tokenize", "--config", "run.toml") == settings(*line, "--batch-size", "3", "--workers", "2")
+    assert settings("tokenize", "--config", "run.toml", "--batch-size", "4").batch == 4
+
+
 def test_the_opposite_of_keeping_questions_is_the_papers_way(settings: Callable[..., Settings]) -> None:
     line, _ = COMMANDS["train-stage1"]
     assert settings(*line, "--ignore-question") == settings(*line)

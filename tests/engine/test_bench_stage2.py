@@ -14,6 +14,7 @@ from omnimamba_cli.engine.bench_rows import Row
 from omnimamba_cli.engine.bench_stage2 import PAPER_ROWS, batch_of, peak_of, step_flops
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.train.language import Objective
+from omnimamba_cli.train.loop import Loop
 from omnimamba_cli.train.stages import recipe
 from tests.cli.conftest import Run, run  # noqa: F401  # a fixture
 
@@ -46,6 +47,40 @@ def test_a_task_may_be_left_out_and_activations_computed_again(tiny_model: Path)
     (row,) = [event for event in bench.run(config) if isinstance(event, Row)]
     assert row.tokens == 80
     assert "activations computed again" in row.what
+
+
+@pytest.mark.parametrize(
+    ("recompute", "rows", "following"),
+    [
+        (False, (3, 8), "--checkpoint-activations --rows-mmu 3 --rows-t2i 8 --device cpu"),
+        (True, (3, 8), "--checkpoint-activations --rows-mmu 2 --rows-t2i 4 --device cpu"),
+        (True, (1, 0), None),
+    ],
+)
+def test_out_of_memory_is_a_row_with_the_command_to_try_next(
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recompute: bool,
+    rows: tuple[int, int],
+    following: str | None,
+) -> None:
+    def exhausted(loop: Loop, micros: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.48 GiB. GPU 0")
+
+    monkeypatch.setattr(Loop, "take_step", exhausted)
+    config = bench.BenchConfig(
+        task="stage2",
+        model=str(tiny_model),
+        device="cpu",
+        rows_mmu=rows[0],
+        rows_t2i=rows[1],
+        checkpoint_activations=recompute,
+    )
+    (row,) = [event for event in bench.run(config) if isinstance(event, Row)]
+    assert row.method == "failed"
+    assert row.error == "out of memory: CUDA out of memory. Tried to allocate 1.48 GiB. GPU 0"
+    command = f"omnimamba bench --task stage2 -m {tiny_model}"
+    assert row.notes == ((f"next: {command} {following}",) if following else ())
 
 
 def test_the_operations_are_those_of_the_matrix_products(tiny_config: ModelConfig) -> None:

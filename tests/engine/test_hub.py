@@ -99,24 +99,6 @@ def test_what_is_not_finished_is_not_installed(home: Path) -> None:
     assert [name for name, _ in hub.installed()] == ["nano"]
 
 
-@pytest.mark.parametrize(
-    ("platform", "xdg", "place"),
-    [
-        ("linux", "/data", "/data/omnimamba"),
-        ("linux", "relative", "HOME/.local/share/omnimamba"),
-        ("darwin", "", "HOME/Library/Application Support/omnimamba"),
-        ("win32", "", "LOCAL/omnimamba"),
-    ],
-)
-def test_the_users_folder_follows_the_platforms_rules(
-    monkeypatch: pytest.MonkeyPatch, platform: str, xdg: str, place: str
-) -> None:
-    monkeypatch.setattr("sys.platform", platform)
-    for name, value in (("XDG_DATA_HOME", xdg), ("HOME", "/home/me"), ("LOCALAPPDATA", "/local")):
-        monkeypatch.setenv(name, value)
-    assert str(hub.user_folder()) == place.replace("HOME", "/home/me").replace("LOCAL", "/local")
-
-
 def test_a_checkout_keeps_models_in_its_own_weights(home: Path) -> None:
     Path("weights").mkdir()
     assert hub.install_folder() == home / "data" / "omnimamba"

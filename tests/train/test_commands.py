@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from omnimamba_cli.cli import train_stage1, train_stage2
 from omnimamba_cli.cli.app import main
 from omnimamba_cli.engine.run_folder import toml
 from omnimamba_cli.errors import ExitCode
+from omnimamba_cli.train.events import Progress
+from omnimamba_cli.train.loop import Loop
 from omnimamba_cli.train.loop_config import fixed_shapes
 from omnimamba_cli.train.stages import recipe
 from tests.train.conftest import Data
@@ -74,6 +76,75 @@ def test_the_effective_options_repeat_the_run(run: Run, common: list[str | Path]
     assert one == two
     assert tomllib.loads((tmp_path / "two" / "train.toml").read_text()) == {**written, "output": "two"}
     assert run("train-stage1 --config one/train.toml --resume")[0] == 0  # nothing left to do
+
+
+def exhausted(loop: Loop, micros: object) -> None:
+    if loop.step == 1:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB.")
+    loop.step += 1
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            "",
+            "--batch 4 --accumulate 1: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB; "
+            "weights, gradients and optimizer take 0.0 GB whatever the batch\n"
+            "hint: --checkpoint-activations or --accumulate 2 (the same steps, slower), or smaller --batch\n",
+        ),
+        (
+            "--checkpoint-activations --accumulate 2",
+            "hint: --accumulate 4 (the same steps, slower), or smaller --batch\n",
+        ),
+        ("--checkpoint-activations --accumulate 4", "hint: smaller --batch\n"),
+        ("--dry-run", "hint: --checkpoint-activations or"),
+    ],
+)
+def test_memory_that_runs_out_is_an_error_with_the_next_step(
+    run: Run, common: list[str | Path], monkeypatch: pytest.MonkeyPatch, more: str, words: str
+) -> None:
+    monkeypatch.setattr(Loop, "take_step", exhausted)
+    monkeypatch.setattr(Loop, "_report", lambda loop: Progress(step=loop.step, steps=2, values={}, seconds=0.0))
+    code, out, err = run(f"train-stage1 --steps 2 -o out {more}", *common)
+    assert (code, "out of memory" in out) == (ExitCode.DEVICE, False)
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_memory_that_runs_out_later_is_resumed_from_the_snapshot(
+    run: Run, data: Data, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Loop.take_step
+
+    def second_fails(loop: Loop, micros: Sequence[object]) -> None:
+        if loop.step == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        whole(loop, micros)
+
+    monkeypatch.setattr(Loop, "take_step", second_fails)
+    line = "train-stage2 --steps 2 --save-every 1 --device cpu --workers 0 --batch-mmu 1 --batch-t2i 2 -o out"
+    paths = ["--init", tiny_model, "--data-mmu", data.talks, "--data-t2i", data.codes]
+    code, _, err = run(line, *paths)
+    assert code == ExitCode.DEVICE
+    assert (
+        "out of memory with --batch-mmu 1 --batch-t2i 2 --accumulate 1: CUDA out of memory; weights, gradients" in err
+    )
+    assert err.endswith("smaller --batch-mmu, --batch-t2i; with --resume it goes on from the last snapshot\n")
+    monkeypatch.setattr(Loop, "take_step", whole)
+    code, _, err = run(f"{line} --accumulate 2 --checkpoint-activations --resume", *paths)
+    assert code == 0, err
+    assert "resumed at step 1" in err
+
+
+def test_the_image_tokenizer_names_its_own_options_where_memory_runs_out(
+    run: Run, data: Data, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Loop, "take_step", exhausted)
+    line = "train-tokenizer image --steps 3 --batch 4 --workers 0 --device cpu -o vq --revive-every 0 --sheet-every 0"
+    code, _, err = run(line, "--data", data.folder, "--init", tiny_model)
+    assert code == ExitCode.DEVICE
+    assert "hint: --accumulate 2 (the same steps, slower), or smaller --batch\n" in err
 
 
 @pytest.mark.parametrize(
