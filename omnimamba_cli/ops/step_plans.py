@@ -79,7 +79,10 @@ def batch_plan(batch: int, p: int, weight: torch.dtype, model: torch.dtype) -> B
         product = ProductPlan("tile", rows=16, columns=32, stages=2) if quantized else ProductPlan("library")
         return BatchPlan(product, product, product, mixer_plan(batch, p))
     into = ProductPlan("tile", rows=64, columns=64, stages=5)
-    out = ProductPlan("tile", rows=64, columns=128, stages=3, splits=4)
+    if batch <= 32:
+        out = ProductPlan("tile", rows=64, columns=256, stages=3, splits=4)
+    else:
+        out = ProductPlan("tile", rows=64, columns=128, stages=4, splits=4)
     return BatchPlan(into, out, into, mixer_plan(batch, p))
 
 
