@@ -24,8 +24,8 @@ NOTES = (
     "nano knows PictureBook: drawings of 1,038 things, animals, food, vehicles, faces and people on coloured grounds, "
     "alone, counted and side by side. It was trained from scratch by the recipe in `examples/picturebook/` and has "
     "seen no photograph. It names and answers well; it draws single things well, on most grounds and in most colours "
-    "that are named, two things and several of a kind mostly so, and three in a row roughly. The program's README has the "
-    "figures.",
+    "that are named, two things and several of a kind mostly so, and three in a row roughly. The program's README has "
+    "the figures.",
     "Licence: Apache-2.0. Trained on drawings by others; see ATTRIBUTION.md beside this file.",
 )
 # Drawn with seed 0 and shown whatever they look like.
