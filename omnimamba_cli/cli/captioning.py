@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter, process_time
@@ -188,7 +189,8 @@ class Run:
         else:
             return
         session, _ = self.open()
-        size = batch_size or pipeline.batch_size(session.config, session.device.type)
+        shares = pipeline.shares(session.config, session.device.type)
+        size = batch_size or shares.count * pipeline.batch_size(session.config, session.device.type)
         side = session.config.vision_image_size
 
         def load(job: Job) -> Loaded:
@@ -196,9 +198,11 @@ class Run:
 
         ahead = pipeline.Ahead(chain([first], jobs), load, ahead=2 * size)
         try:
-            yield from pipeline.in_batches(ahead, self.shape, self.ask, size=size, steady=self.steady)
+            ask = partial(shares, self.ask)
+            yield from pipeline.in_batches(ahead, self.shape, ask, size=size, steady=self.steady)
         finally:
             ahead.close()
+            shares.close()
 
     def load(self, job: Job, side: int | None = None) -> Loaded:
         """A picture's file read, hashed where results tell it, decoded, and made as small as the model sees it."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import pipeline
@@ -150,3 +151,52 @@ def test_a_batch_is_as_large_as_the_device_and_the_prefix_allow(tiny_config: Mod
     longer = replace(tiny_config, towers=(replace(tiny_config.towers[0], patches=729),), mmu_positions=1500)
     assert [pipeline.batch_size(tiny_config, device) for device in ("cpu", "cuda", "mps")] == [32, 64, 64]
     assert [pipeline.batch_size(longer, device) for device in ("cpu", "cuda")] == [1, 64]
+
+
+def test_shares_of_a_batch_are_done_by_threads_of_their_own_in_order() -> None:
+    together = threading.Barrier(2, timeout=30)
+    parts: list[tuple[list[int], str, int]] = []
+
+    def run(rows: Sequence[int]) -> list[int]:
+        if rows[0] > 0:
+            together.wait()  # one after the other would never come through
+        parts.append((list(rows), threading.current_thread().name, torch.get_num_threads()))
+        return [2 * row for row in rows]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    shares = pipeline.Shares(2)
+    try:
+        assert shares(run, range(6)) == [0, 2, 4, 6, 8, 10]
+        assert parts[0] == ([0], threading.current_thread().name, 2), "what is made once is made before the threads"
+        assert sorted(rows for rows, _, _ in parts[1:]) == [[1, 2, 3], [4, 5]]
+        assert {threads for _, _, threads in parts[1:]} == {1}
+    finally:
+        shares.close()
+        torch.set_num_threads(before)
+
+
+def test_what_goes_wrong_in_a_share_reaches_the_caller() -> None:
+    def run(rows: Sequence[int]) -> list[int]:
+        if 3 in rows:
+            raise InputError("three")
+        return list(rows)
+
+    shares = pipeline.Shares(2)
+    try:
+        with pytest.raises(InputError, match="three"):
+            shares(run, range(5))
+        assert shares(run, [9]) == [9]
+    finally:
+        shares.close()
+
+
+def test_only_a_small_model_on_a_cpu_is_shared(tiny_config: ModelConfig) -> None:
+    longer = replace(tiny_config, towers=(replace(tiny_config.towers[0], patches=729),), mmu_positions=1500)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert [pipeline.shares(tiny_config, device).count for device in ("cpu", "cuda", "mps")] == [2, 1, 1]
+        assert pipeline.shares(longer, "cpu").count == 1
+    finally:
+        torch.set_num_threads(before)
