@@ -22,8 +22,8 @@ run_pictures() { $python "$here/make.py" "$data" prepare; }
 run_scenes() {
   [ -e "$out/tokenizer.json" ] && return
   $python "$here/make.py" "$data" images --n "${IMAGES:-120000}" --out "$out/images" --seed 1
-  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-400000}" --out "$out/captions" --seed 2
-  $python "$here/make.py" "$data" train-mmu --n "${TALKS:-150000}" --out "$out/talks" --seed 3
+  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-600000}" --out "$out/captions" --seed 2
+  $python "$here/make.py" "$data" train-mmu --n "${TALKS:-240000}" --out "$out/talks" --seed 3
   $omnimamba train-tokenizer text --data "$out/captions/captions.jsonl" --data "$out/talks/mmu.json" \
     --vocab-size 2048 -o "$out/tokenizer.json"
 }
@@ -64,9 +64,10 @@ run_mmu() {
 run_both() {
   local launch=
   [ "${PROCESSES:-1}" = 1 ] || launch="-m torch.distributed.run --standalone --nproc-per-node=$PROCESSES"
-  $python $launch -m omnimamba_cli train-stage2 --init "${BOTH_INIT:-$out/mmu}" --vq "$out/vq" --data-mmu "$out/talks/mmu.json" \
-    --data-t2i "$out/codes.jsonl" --batch-mmu 256 --batch-t2i 1440 --accumulate "${ACCUMULATE:-1}" --lr 2.5e-3 \
-    --warmup 120 --ema 0.998 --steps 100000 --clock-minutes "${BOTH_MINUTES:-40}" --max-minutes "${BOTH_STOP:-0}" \
+  $python $launch -m omnimamba_cli train-stage2 --init "${BOTH_INIT:-$out/mmu}" \
+    ${BOTH_INIT:+--vision "$out/tower"} --vq "$out/vq" --data-mmu "$out/talks/mmu.json" \
+    --data-t2i "$out/codes.jsonl" --batch-mmu 384 --batch-t2i 1440 --accumulate "${ACCUMULATE:-1}" --lr 2e-3 \
+    --warmup 150 --ema 0.998 --steps 100000 --clock-minutes "${BOTH_MINUTES:-40}" --max-minutes "${BOTH_STOP:-0}" \
     --workers "$workers" -o "$out/both" --resume
 }
 
