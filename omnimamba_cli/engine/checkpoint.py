@@ -8,11 +8,12 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ NEEDED: dict[str, tuple[str, str]] = {  # file -> (what fails without it, what t
     "vq.safetensors": ("it cannot draw pictures", "vq_ds16_t2i.pt"),
     "tokenizer.json": ("it cannot read or write text", "tokenizer.json"),
 }
+READERS = 4  # threads
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -182,25 +184,38 @@ def _load(
     check_part(path, header, module)
     if dtype is None and header.metadata.get("storage") == "int8":
         dtype = torch.float32
-    mapped, _ = read_safetensors(path)
-    tensors = {}
-    with path.open("rb") as file:
-        for name in module_shapes(module):
-            stays = (
-                storage.decoded_dtype(name, header, dtype) == mapped[name].dtype and torch.device(device).type == "cpu"
-            )
-            # what is converted or moved is read, not mapped: its pages would stay beside the copy
-            read = mapped.__getitem__ if stays else partial(read_to, file, header, device)
-            tensors[name] = storage.decode(name, header, read, dtype).to(device)
+    tensors = read_all(module_shapes(module), reader(path, header, torch.device(device), dtype), torch.device(device))
     module.load_state_dict(tensors, strict=True, assign=True)
     if any(buffer.is_meta for buffer in module.buffers()):
         _fill_buffers(module, build(), device)
     return module.eval()
 
 
-def read_to(file: BinaryIO, header: Header, device: str | torch.device, name: str) -> Tensor:
+def reader(path: Path, header: Header, device: torch.device, dtype: torch.dtype | None) -> Callable[[str], Tensor]:
+    """What gives a weight by name, on a device and converted there. On a CPU what needs no conversion stays mapped."""
+    mapped = read_safetensors(path)[0] if device.type == "cpu" else {}
+
+    def read(name: str) -> Tensor:
+        if name in mapped and storage.decoded_dtype(name, header, dtype) == mapped[name].dtype:
+            return mapped[name]
+        # not mapped: its pages would stay beside the copy
+        return storage.decode(name, header, partial(read_to, path, header, device), dtype)
+
+    return read
+
+
+def read_to(path: Path, header: Header, device: torch.device, name: str) -> Tensor:
     """A stored tensor on a device, where it is then converted: faster there than here."""
-    return read_tensor(file, header, name).to(device)
+    return read_tensor(path, header, name).to(device)
+
+
+def read_all(names: Iterable[str], read: Callable[[str], Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Every tensor by name. For another device than the CPU some at a time: disk, copies and conversion take turns."""
+    names = list(names)
+    if device.type == "cpu":
+        return {name: read(name) for name in names}
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(names, pool.map(read, names), strict=True))
 
 
 def _fill_buffers(module: nn.Module, real: nn.Module, device: str | torch.device) -> None:

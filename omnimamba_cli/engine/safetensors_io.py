@@ -159,13 +159,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise _damaged(path, str(error)) from None
 
 
-def read_tensor(file: BinaryIO, header: Header, name: str) -> Tensor:
+def read_tensor(path: Path, header: Header, name: str) -> Tensor:
     """One tensor into memory of its own, for one that is converted anyway: its file's pages then cost nothing."""
     info = header.tensors[name]
     data = torch.empty(info.end - info.start, dtype=torch.uint8)
-    file.seek(header.data_start + info.start)
-    if data.numel() and file.readinto(data.numpy().data) != data.numel():  # type: ignore[attr-defined]  # BufferedReader
-        raise CheckpointError(f"{file.name} was cut off while it was read")
+    with path.open("rb") as file:  # a place of its own in the file: several threads may read
+        file.seek(header.data_start + info.start)
+        if data.numel() and file.readinto(data.numpy().data) != data.numel():
+            raise CheckpointError(f"{path} was cut off while it was read")
     return data.view(info.dtype).reshape(info.shape)
 
 

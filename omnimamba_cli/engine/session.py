@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -78,6 +79,15 @@ class Session:
                 other=next(iter(self._merged.values()), None),
             )
         return self._merged[task]
+
+    def _looking(self) -> "tuple[OmniMamba, VisionTowers]":
+        """What a picture needs; read side by side the first time, since importing timm alone takes seconds."""
+        if "mmu" not in self._merged and "towers" not in vars(self):
+            with ThreadPoolExecutor(1) as pool:
+                towers = pool.submit(getattr, self, "towers")
+                self.for_task("mmu")
+                towers.result()
+        return self.for_task("mmu"), self.towers
 
     # understanding
 
@@ -174,7 +184,7 @@ class Session:
             raise CheckpointError(f"{self.config.name} has no image encoder, it can only draw")
         size = self.config.vision_image_size
         pixels = torch.stack([tower_pixels(load_image(image), size) for image in images]).to(self.device)
-        model, towers = self.for_task("mmu"), self.towers
+        model, towers = self._looking()
         patches = towers(pixels.to(towers.dtype) / 255)
         before, after = (
             torch.tensor([part(self.config)] * len(images), device=self.device)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from omnimamba_cli.config import Task
 from omnimamba_cli.engine import storage
-from omnimamba_cli.engine.checkpoint import check_part, part_path, read_config, read_to
-from omnimamba_cli.engine.safetensors_io import Header, read_header, read_safetensors
+from omnimamba_cli.engine.checkpoint import check_part, part_path, read_all, read_config, read_to, reader
+from omnimamba_cli.engine.safetensors_io import Header, read_header
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
@@ -49,23 +49,20 @@ def load_for_task(
     for name in OTHERS[task]:
         if hasattr(model, name):  # of a shared vocabulary there is one table, and both tasks read text
             delattr(model, name)
-    mapped, _ = read_safetensors(path)
-    shared = other.state_dict() if other is not None else {}
+    shared: dict[str, Tensor] = other.state_dict() if other is not None else {}
     pair = config.backbone.lora_name(task)
-    tensors: dict[str, Tensor] = {}
-    with path.open("rb") as file, torch.no_grad():
-        read = partial(read_to, file, header, device)
-        for name in model.state_dict():
-            target = storage.decoded_dtype(name, header, dtype)
-            if name in shared and shared[name].dtype == target and not (pair == task and name.endswith(FOLDED)):
-                tensors[name] = shared[name]
-            elif pair is not None and name.endswith(FOLDED):
-                scale = config.backbone.lora_alpha / config.backbone.lora_rank
-                tensors[name] = _folded(name, header, read, pair, scale, target)
-            else:
-                stays = device.type == "cpu" and target == mapped[name].dtype
-                tensors[name] = storage.decode(name, header, mapped.__getitem__ if stays else read, dtype).to(device)
-    model.load_state_dict(tensors, strict=True, assign=True)
+    as_stored, raw = reader(path, header, device, dtype), partial(read_to, path, header, device)
+
+    def read(name: str) -> Tensor:
+        target = storage.decoded_dtype(name, header, dtype)
+        if name in shared and shared[name].dtype == target and not (pair == task and name.endswith(FOLDED)):
+            return shared[name]
+        if pair is None or not name.endswith(FOLDED):
+            return as_stored(name)
+        scale = config.backbone.lora_alpha / config.backbone.lora_rank
+        return _folded(name, header, raw, pair, scale, target)
+
+    model.load_state_dict(read_all(model.state_dict(), read, device), strict=True, assign=True)
     model = model.requires_grad_(False).eval()
     return model if quantization is None else quantize(model, task, quantization, pack=device.type == "cpu")
 

@@ -10,6 +10,7 @@ from omnimamba_cli.config import Mamba2Config, Task
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import scaled_linear
 from omnimamba_cli.model.state import InferenceState
+from omnimamba_cli.ops.reference import Convolution
 from omnimamba_cli.ops.step import StepKernels
 from omnimamba_cli.ops.step_plans import BatchPlan
 
@@ -48,7 +49,7 @@ class Batch:
     plan: BatchPlan
     normed: Tensor  # (rows d), the residual's norm
     parts: Tensor  # (splits rows d), out_proj's
-    squares: Tensor  # (rows h parts) float32, of what goes into out_proj
+    unweighted: Tensor  # (rows e), what goes into out_proj before its norm's weight
 
 
 class StepMemory:
@@ -87,7 +88,7 @@ class StepMemory:
                 plan,
                 normed=empty(rows, c.d_model, dtype=like.dtype),
                 parts=empty(plan.out.splits, rows, c.d_model, dtype=summed),
-                squares=empty(rows, c.nheads, -(-c.headdim // plan.mixer.rows)),
+                unweighted=empty(rows, c.d_inner, dtype=like.dtype),
             )
 
     def new_state(self) -> InferenceState:
@@ -147,9 +148,12 @@ class Stepper:
         ops, parts, plan = self.kernels, None, b.plan
         for i, layer in enumerate(self.layers):
             self._join_norm(m, b, parts, layer.into.norm, chained=i > 0)
-            ops.product(b.normed, layer.into.weight, layer.into.scale, m.proj[None], plan.into)
             ours = plan.into.method != "library"
-            self._mix(m, i, plan=plan.mixer, norm=layer.out.norm, squares=b.squares, chained=ours)
+            convolution = (
+                Convolution(m.ring[i], m.position, layer.conv, layer.bias, self.config.d_inner) if ours else None
+            )
+            ops.product(b.normed, layer.into.weight, layer.into.scale, m.proj[None], plan.into, convolution=convolution)
+            self._mix(m, i, plan=plan.mixer, norm=layer.out.norm, unweighted=b.unweighted, convolved=ours, chained=ours)
             ops.product(m.gated, layer.out.weight, layer.out.scale, b.parts, plan.out)
             parts = b.parts
         self._score_batch(m, b, parts)
@@ -194,7 +198,7 @@ class Stepper:
 
     def _join_norm(self, m: StepMemory, b: Batch, parts: Tensor | None, norm: Tensor, *, chained: bool = True) -> None:
         c, ours = self.config, chained and b.plan.out.method != "library"
-        self.kernels.join_norm(m.residual, parts, b.squares, c.d_inner, norm, c.norm_eps, b.normed, chained=ours)
+        self.kernels.join_norm(m.residual, parts, b.unweighted, norm, c.norm_eps, b.normed, chained=ours)
 
 
 def _layer(block: nn.Module) -> StepLayer:

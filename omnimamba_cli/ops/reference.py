@@ -3,6 +3,8 @@
 Held itself to a float64 step-by-step recurrence by tests/ops. Works in float32, or in float64 for float64 input.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -141,27 +143,54 @@ def normed_product(
         out.copy_(y)
 
 
-def product(x: Tensor, weight: Tensor, scale: Tensor | None, out: Tensor) -> None:
+class Convolution(NamedTuple):
+    """One step of the causal convolution and its SiLU over some neighbouring channels of a product."""
+
+    ring: Tensor  # (b k c), its inputs, time t in slot t % k; updated in place
+    position: Tensor  # (b) int64, the token's place in its sequence
+    taps: Tensor  # (k c), the last is the present
+    bias: Tensor  # (c)
+    first: int  # where its channels begin
+
+
+def convolve(x: Tensor, how: Convolution) -> Tensor:
+    """The channels (b c) of x (b r) after the convolution's step, whose ring goes on."""
+    wide = _wide(x)
+    _, k, c = how.ring.shape
+    rows, times = torch.arange(len(x), device=x.device), torch.arange(k, device=x.device)
+    how.ring[rows, how.position % k] = x[:, how.first : how.first + c].to(how.ring.dtype)
+    oldest_first = (how.position[:, None] + 1 + times) % k  # (b k)
+    window = how.ring[rows[:, None], oldest_first].to(wide)
+    return F.silu((window * how.taps.to(wide)).sum(1) + how.bias.to(wide))
+
+
+def product(
+    x: Tensor, weight: Tensor, scale: Tensor | None, out: Tensor, *, convolution: Convolution | None = None
+) -> None:
     """Parts out (s b r) of x W^T, whose sum it is; for x (b c), W = weight (r c) times scale (r) if given.
 
-    Weights may be int8 or float8 with a scale for each row; sums in float32 (float64 for float64).
+    Weights may be int8 or float8 with a scale for each row; sums in float32 (float64 for float64). With a convolution,
+    which wants one part, some channels go through that.
     """
     wide = _wide(x)
     y = F.linear(x.to(wide), weight.to(wide))
+    y = y if scale is None else y * scale.to(wide)
+    if convolution is not None:
+        y[:, convolution.first : convolution.first + len(convolution.bias)] = convolve(y, convolution)
     out.zero_()
-    out[0] = y if scale is None else y * scale.to(wide)
+    out[0] = y
 
 
 def join_norm(
-    residual: Tensor, parts: Tensor | None, squares: Tensor, width: int, norm: Tensor, eps: float, out: Tensor
+    residual: Tensor, parts: Tensor | None, unweighted: Tensor, norm: Tensor, eps: float, out: Tensor
 ) -> None:
     """residual (b d) += the parts' (s b d) sum, as if x had had a norm before the product; out = rms_norm(residual).
 
-    squares (b ...) add up to a row's sum of squares over the `width` channels of that x; norm (d), out (b d). Without
-    parts the residual stays as it is.
+    unweighted (b e) is that x before its norm's weight, for the norm's factor; norm (d), out (b d). Without parts the
+    residual stays as it is.
     """
     if parts is not None:
-        mean = squares.flatten(1).sum(1, keepdim=True) / width
+        mean = unweighted.to(residual.dtype).square().mean(1, keepdim=True)
         residual += parts.to(residual.dtype).sum(0) * torch.rsqrt(mean + eps)
     out.copy_(rms_norm(residual, norm, eps))
 
@@ -180,25 +209,22 @@ def mixer_step(
     *,
     groups: int,
     norm: Tensor | None = None,
-    squares: Tensor | None = None,
+    unweighted: Tensor | None = None,
+    convolved: bool = False,
 ) -> None:
     """One token between in_proj and out_proj: convolution, state, gate; the norm after the gate is not in it.
 
-    proj (b e+c+h), the rows z, x B C, dt of in_proj; ring (b k c), the convolution's inputs, time t in slot t % k;
-    ssm (b h p n); both updated in place. position (b) int64, the token's place in its sequence; conv (k c), bias (c);
-    dt_bias, A_log, D (h). Writes y * silu(z) to out (b e); with norm (e) that times norm, and to squares (b h parts)
-    sums of squares before it, which join_norm makes the norm's factor of. The state may be narrower than the sums.
+    proj (b e+c+h), the rows z, x B C, dt of in_proj; ring, position, conv, bias as in Convolution, not looked at where
+    the rows are `convolved` already; ssm (b h p n), updated in place; dt_bias, A_log, D (h). Writes y * silu(z) to out
+    (b e); with norm (e) that times norm, and to unweighted (b e) what it was before, which join_norm makes the norm's
+    factor of. The state may be narrower than the sums.
     """
     b, h, p, n = ssm.shape
-    _, k, c = ring.shape
     e = h * p
     wide = _wide(proj)
-    rows = torch.arange(b, device=proj.device)
-    z, new, dt = proj.to(wide).split([e, c, h], dim=-1)
-    ring[rows, position % k] = new.to(ring.dtype)
-    oldest_first = (position[:, None] + 1 + torch.arange(k, device=proj.device)) % k  # (b k)
-    window = ring[rows[:, None], oldest_first].to(wide)
-    xBC = F.silu((window * conv.to(wide)).sum(1) + bias.to(wide))  # (b c)
+    z, xBC, dt = proj.to(wide).split([e, ring.shape[2], h], dim=-1)
+    if not convolved:
+        xBC = convolve(proj.to(wide), Convolution(ring, position, conv, bias, e))
     x, B, C = xBC.split([e, groups * n, groups * n], dim=-1)
     dt = F.softplus(dt + dt_bias.to(wide))
     state = ssm.to(wide)
@@ -209,8 +235,7 @@ def mixer_step(
     if state is not ssm:
         ssm.copy_(state)
     gated = y.flatten(1) * F.silu(z)
-    if norm is not None and squares is not None:
-        squares.zero_()
-        squares[..., 0] = gated.view(b, h, p).square().sum(-1)
+    if norm is not None and unweighted is not None:
+        unweighted.copy_(gated)
         gated = gated * norm.to(wide)
     out.copy_(gated)

@@ -5,12 +5,14 @@ Which backend is chosen, and why, is registry.step_kernels.
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from omnimamba_cli.ops import reference, step_plans
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, advance
+from omnimamba_cli.ops.reference import Convolution
 from omnimamba_cli.ops.step_plans import BatchPlan, MixerPlan, ProductPlan
 
 
@@ -74,25 +76,24 @@ class StepKernels:
         groups: int,
         plan: MixerPlan | None = None,
         norm: Tensor | None = None,
-        squares: Tensor | None = None,
+        unweighted: Tensor | None = None,
+        convolved: bool = False,
         chained: bool = True,
     ) -> None:
         """See reference.mixer_step."""
+        how: dict[str, Any] = {"groups": groups, "norm": norm, "unweighted": unweighted, "convolved": convolved}
         tensors = (proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out)
         if self.products is None:
-            reference.mixer_step(*tensors, groups=groups, norm=norm, squares=squares)
+            reference.mixer_step(*tensors, **how)
             return
         plan = plan or step_plans.mixer_plan(len(proj), ssm.shape[2])
-        self.products.mixer_step(
-            *tensors, groups=groups, plan=plan, norm=norm, squares=squares, pdl=self.pdl and chained
-        )
+        self.products.mixer_step(*tensors, plan=plan, pdl=self.pdl and chained, **how)
 
     def join_norm(
         self,
         residual: Tensor,
         parts: Tensor | None,
-        squares: Tensor,
-        width: int,
+        unweighted: Tensor,
         norm: Tensor,
         eps: float,
         out: Tensor,
@@ -101,7 +102,7 @@ class StepKernels:
     ) -> None:
         """See reference.join_norm."""
         assert self.batches is not None
-        self.batches.join_norm(residual, parts, squares, width, norm, eps, out, pdl=self.pdl and chained)
+        self.batches.join_norm(residual, parts, unweighted, norm, eps, out, pdl=self.pdl and chained)
 
     def product(
         self,
@@ -111,14 +112,16 @@ class StepKernels:
         out: Tensor,
         plan: ProductPlan,
         *,
+        convolution: Convolution | None = None,
         chained: bool = True,
     ) -> None:
-        """See reference.product."""
+        """See reference.product; the library has no convolution."""
         assert self.batches is not None
         if plan.method == "library":
+            assert convolution is None
             torch.mm(x, weight.mT, out=out[0])
         else:
-            self.batches.product(x, weight, scale, out, plan=plan, pdl=self.pdl and chained)
+            self.batches.product(x, weight, scale, out, plan=plan, convolution=convolution, pdl=self.pdl and chained)
 
     def draws(self, rule: DrawRule) -> bool:
         """Whether `draw` chooses the token itself; else it is given one."""

@@ -25,6 +25,7 @@ class ProductPlan:
     columns: int = 0  # a turn of the loop; tile only
     stages: int = 1  # turns in flight; tile only
     splits: int = 1  # tile only; a narrow matrix would leave most of the chip idle
+    ahead: int = 0  # columns asked for while the kernel before still runs; tile only, a power of two
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,15 @@ def wait(PDL: tl.constexpr):
 
 
 @triton.jit
+def fetch(places):
+    """Ask for the memory at these places to be brought into the cache; nothing waits for it."""
+    tl.inline_asm_elementwise(
+        "{ prefetch.global.L2 [$1]; mov.b32 $0, 0; }", "=r,l", [places.to(tl.int64)], dtype=tl.int32, is_pure=False,
+        pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
 def _vector_product(x_ptr, norm_ptr, w_ptr, scale_ptr, out_ptr, b, rows, eps, c: tl.constexpr, BATCH: tl.constexpr,
                     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
                     PDL: tl.constexpr):  # fmt: skip
@@ -106,8 +115,9 @@ def _newest(past, proj_ptr, ring_ptr, conv_ptr, channels, mask, e, c, k: tl.cons
 
 @triton.jit
 def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, dt_bias_ptr, A_log_ptr, D_ptr, out_ptr,
-                norm_ptr, squares_ptr, h, r, e, c, p: tl.constexpr, n: tl.constexpr, k: tl.constexpr, P: tl.constexpr,
-                N: tl.constexpr, LARGEST: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+                norm_ptr, unweighted_ptr, h, r, e, c, p: tl.constexpr, n: tl.constexpr, k: tl.constexpr,
+                P: tl.constexpr, N: tl.constexpr, LARGEST: tl.constexpr, NORM: tl.constexpr, CONVOLVED: tl.constexpr,
+                PDL: tl.constexpr):  # fmt: skip
     """P rows of one head's state."""
     release(PDL)
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -118,21 +128,27 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
     whole = in_p[:, None] & in_n[None]
     # all of this is older than the step, or at least than the kernel before
     state = tl.load(ssm_ptr + cell, mask=whole, other=0.0).to(tl.float32)
-    position = tl.load(position_ptr + row)
     proj_ptr += row * (e + c + h)
-    ring_ptr += row * k * c
     xs, Bs = head * p + ps, e + group * n + ns
     Cs = Bs + (h // r) * n
-    x_past = _past(ring_ptr, conv_ptr, bias_ptr, xs, in_p, position, c, k)
-    B_past = _past(ring_ptr, conv_ptr, bias_ptr, Bs, in_n, position, c, k)
-    C_past = _past(ring_ptr, conv_ptr, bias_ptr, Cs, in_n, position, c, k)
+    if not CONVOLVED:
+        position = tl.load(position_ptr + row)
+        ring_ptr += row * k * c
+        x_past = _past(ring_ptr, conv_ptr, bias_ptr, xs, in_p, position, c, k)
+        B_past = _past(ring_ptr, conv_ptr, bias_ptr, Bs, in_n, position, c, k)
+        C_past = _past(ring_ptr, conv_ptr, bias_ptr, Cs, in_n, position, c, k)
     dt_bias = tl.load(dt_bias_ptr + head).to(tl.float32)
     A = -tl.exp(tl.load(A_log_ptr + head).to(tl.float32))
     D = tl.load(D_ptr + head).to(tl.float32)
     wait(PDL)
-    x, x_new = _newest(x_past, proj_ptr, ring_ptr, conv_ptr, xs, in_p, e, c, k)
-    B, B_new = _newest(B_past, proj_ptr, ring_ptr, conv_ptr, Bs, in_n, e, c, k)
-    C, C_new = _newest(C_past, proj_ptr, ring_ptr, conv_ptr, Cs, in_n, e, c, k)
+    if CONVOLVED:
+        x = tl.load(proj_ptr + e + xs, mask=in_p, other=0.0).to(tl.float32)
+        B = tl.load(proj_ptr + e + Bs, mask=in_n, other=0.0).to(tl.float32)
+        C = tl.load(proj_ptr + e + Cs, mask=in_n, other=0.0).to(tl.float32)
+    else:
+        x, x_new = _newest(x_past, proj_ptr, ring_ptr, conv_ptr, xs, in_p, e, c, k)
+        B, B_new = _newest(B_past, proj_ptr, ring_ptr, conv_ptr, Bs, in_n, e, c, k)
+        C, C_new = _newest(C_past, proj_ptr, ring_ptr, conv_ptr, Cs, in_n, e, c, k)
     raw = tl.load(proj_ptr + e + c + head).to(tl.float32) + dt_bias
     u = tl.exp(tl.minimum(raw, 20.0))
     # log(1 + u) to the last digit: for small u the rounding of 1 + u is divided out again
@@ -143,19 +159,21 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
     z = tl.load(proj_ptr + xs, mask=in_p, other=0.0).to(tl.float32)
     gated = tl.where(in_p, y * z / (1 + tl.exp(-z)), 0.0)
     if NORM:
-        place = (row * h + head) * tl.num_programs(0) + part
-        tl.store(squares_ptr + place, tl.sum(gated * gated, 0))
+        tl.store(unweighted_ptr + row * e + xs, gated, mask=in_p)
         gated *= tl.load(norm_ptr + xs, mask=in_p, other=0.0).to(tl.float32)
     tl.store(out_ptr + row * e + xs, gated, mask=in_p)
+    state = state.to(ssm_ptr.dtype.element_ty)
     if LARGEST > 0:
-        state = tl.minimum(tl.maximum(state, -LARGEST), LARGEST)
+        most = tl.full((1, 1), LARGEST, state.dtype)
+        state = tl.minimum(tl.maximum(state, -most), most)
     tl.store(ssm_ptr + cell, state, mask=whole)
-    # the newest input goes where no program of this step reads
-    ring_ptr += (position % k) * c
-    tl.store(ring_ptr + xs, x_new, mask=in_p)
-    first = (head % r == 0) & (part == 0)
-    tl.store(ring_ptr + Bs, B_new, mask=in_n & first)
-    tl.store(ring_ptr + Cs, C_new, mask=in_n & first)
+    if not CONVOLVED:
+        # the newest input goes where no program of this step reads
+        ring_ptr += (position % k) * c
+        tl.store(ring_ptr + xs, x_new, mask=in_p)
+        first = (head % r == 0) & (part == 0)
+        tl.store(ring_ptr + Bs, B_new, mask=in_n & first)
+        tl.store(ring_ptr + Cs, C_new, mask=in_n & first)
 
 
 def mixer_step(
@@ -173,17 +191,18 @@ def mixer_step(
     groups: int,
     plan: MixerPlan,
     norm: Tensor | None = None,
-    squares: Tensor | None = None,
+    unweighted: Tensor | None = None,
+    convolved: bool = False,
     pdl: bool = False,
 ) -> None:
-    """Same contract as reference.mixer_step; squares (b h ceil(p / plan.rows)) float32."""
+    """Same contract as reference.mixer_step."""
     b, h, p, n = ssm.shape
     _, k, c = ring.shape
     tile = min(plan.rows, triton.next_power_of_2(p))
     largest = torch.finfo(ssm.dtype).max if ssm.dtype == torch.float16 else 0.0
     _mixer_step[(triton.cdiv(p, tile), h, b)](
         proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out, D if norm is None else norm,
-        D if squares is None else squares, h, h // groups, h * p, c, p=p, n=n, k=k, P=tile,
-        N=triton.next_power_of_2(n), LARGEST=largest, NORM=norm is not None, PDL=pdl, num_warps=plan.warps,
-        **({"launch_pdl": True} if pdl else {}),
+        D if unweighted is None else unweighted, h, h // groups, h * p, c, p=p, n=n, k=k, P=tile,
+        N=triton.next_power_of_2(n), LARGEST=largest, NORM=norm is not None, CONVOLVED=convolved, PDL=pdl,
+        num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -82,7 +82,7 @@ def compare_batch(
     rng = torch.Generator().manual_seed(rows + b)
     x, weight, norm = (3 * normal(rng, b, c)).to(dtype), normal(rng, rows, c), (1 + normal(rng, rows) / 9).to(dtype)
     values, scale = (weight.to(dtype), None) if kind is None else narrow(weight, kind)
-    residual, squares = normal(rng, b, rows), normal(rng, b, 3, 2).square()
+    residual, unweighted = normal(rng, b, rows), (2 * normal(rng, b, c)).to(dtype)
     exact = torch.empty(1, b, rows, dtype=torch.float64)
     reference.product(x.double(), values.double(), None if scale is None else scale.double(), exact)
     moved = [t if t is None else t.to(device) for t in (x, values, scale)]
@@ -94,15 +94,53 @@ def compare_batch(
         assert_close(name, exact[0], parts.cpu().double().sum(0), tolerance)
         want, normed = residual.double(), torch.empty(b, rows, dtype=torch.float64)
         given = parts.cpu().double()
-        reference.join_norm(want, given, squares.double(), c, norm.double(), 1e-5, normed)
+        reference.join_norm(want, given, unweighted.double(), norm.double(), 1e-5, normed)
         got, out = residual.to(device), torch.full((b, rows), torch.nan, dtype=dtype, device=device)
-        triton_batch.join_norm(got, parts, squares.to(device), c, norm.to(device), 1e-5, out, pdl=pdl)
+        triton_batch.join_norm(got, parts, unweighted.to(device), norm.to(device), 1e-5, out, pdl=pdl)
         assert_close(f"residual {name}", want, got.cpu(), 1e-5)
         assert_close(f"norm {name}", normed, out.cpu(), TOLERANCE[dtype])
     before = got.clone()
-    triton_batch.join_norm(got, None, squares.to(device), c, norm.to(device), 1e-5, out)
+    triton_batch.join_norm(got, None, unweighted.to(device), norm.to(device), 1e-5, out)
     assert torch.equal(before, got)
     assert_close("norm alone", normed, out.cpu(), TOLERANCE[dtype])
+
+
+def compare_convolution(
+    device: str,
+    dtype: torch.dtype,
+    b: int,
+    c: int,
+    plan: ProductPlan,
+    *,
+    first: int = 40,
+    channels: int = 21,
+    rest: int = 5,
+    k: int = 4,
+    pdl: bool = False,
+) -> None:
+    """A product whose middle columns go through the convolution; two steps, the second reads what the first wrote."""
+    from omnimamba_cli.ops import triton_batch
+
+    rng = torch.Generator().manual_seed(c + b)
+    rows = first + channels + rest
+    weight = (normal(rng, rows, c) / c**0.5).to(dtype)
+    want = reference.Convolution(
+        normal(rng, b, k, channels).to(dtype),
+        torch.arange(b) * 3 + 5,
+        normal(rng, k, channels).to(dtype),
+        normal(rng, channels).to(dtype),
+        first,
+    )
+    got = want._replace(**{name: t.to(device) for name, t in zip(want._fields, want[:4], strict=False)})
+    for _ in range(2):
+        x, out = normal(rng, b, c).to(dtype), torch.full((1, b, rows), torch.nan, dtype=dtype, device=device)
+        exact = torch.empty(1, b, rows, dtype=torch.float64)
+        reference.product(x.double(), weight.double(), None, exact, convolution=want)
+        triton_batch.product(x.to(device), weight.to(device), None, out, plan=plan, convolution=got, pdl=pdl)
+        assert_close(f"convolved b {b}", exact[0], out[0].cpu(), 2 * TOLERANCE[dtype])
+        assert_close(f"ring b {b}", want.ring, got.ring.cpu(), TOLERANCE[dtype])
+        for how in (want, got):
+            how.position.add_(1)
 
 
 def mixer_inputs(
@@ -146,22 +184,20 @@ def compare_mixer(
     if batch:
         given["proj"] = given["proj"].to(dtype)
         given["norm"] = (1 + normal(torch.Generator().manual_seed(b), h * p) / 9).to(dtype)
-        given["squares"] = torch.full((b, h, -(-p // rows)), torch.nan)
+        given["unweighted"] = torch.full((b, h * p), torch.nan, dtype=dtype)
+        given["ring"].fill_(torch.nan)  # nobody looks at it: the rows are convolved already
     want = {name: t.clone() for name, t in given.items()}
     got = {name: t.to(device) for name, t in given.items()}
     for turn in range(2):
         for tensors in (want, got):
             tensors["position"] += 1
             tensors["proj"] += turn
-        reference.mixer_step(**want, groups=g)
-        triton_step.mixer_step(**got, groups=g, plan=MixerPlan(rows=rows), pdl=pdl)
+        reference.mixer_step(**want, groups=g, convolved=batch)
+        triton_step.mixer_step(**got, groups=g, plan=MixerPlan(rows=rows), convolved=batch, pdl=pdl)
     # a narrow state is rounded twice, once in each step
     tolerance = max(TOLERANCE[dtype], TOLERANCE[state])
-    for name in ("out", "ring", "ssm"):
+    for name in ("out", "ssm", "unweighted") if batch else ("out", "ssm", "ring"):
         assert_close(f"{name} b {b} g {g}", want[name], got[name].cpu(), tolerance)
-    if batch:
-        sums = [tensors["squares"].sum(-1).cpu() for tensors in (want, got)]
-        assert_close(f"squares b {b} g {g}", *sums, tolerance)
     assert got["out"].dtype == dtype
 
 
@@ -302,10 +338,12 @@ def test_products_of_many_rows_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -
     pdl = pdl and torch.cuda.get_device_capability()[0] >= 9
     for rows, c, plan in ((8512, 2048, TILE), (2048, 4096, TILES), (61, 72, TILES)):
         compare_batch("cuda", dtype, b, rows, c, plan, pdl=pdl)
+    compare_convolution("cuda", dtype, b, 72, TILE, pdl=pdl)
     shipped = batch_plan(b, 64, dtype, dtype)
     assert shipped is not None
     if shipped.into.method == "tile":
         compare_batch("cuda", dtype, b, 8512, 2048, shipped.into, pdl=pdl)
+        compare_convolution("cuda", dtype, b, 2048, shipped.into, first=4096, channels=4352, rest=64, pdl=pdl)
         compare_batch("cuda", dtype, b, 2048, 4096, shipped.out, pdl=pdl)
 
 
@@ -359,7 +397,8 @@ INTERPRETED = """
 import torch
 from omnimamba_cli.ops.step_plans import ScanPlan
 from tests.ops.test_step_backends import RULES, TILE, TILES, VECTOR, compare_batch
-from tests.ops.test_step_backends import compare_draw, compare_mixer, compare_prefill, compare_product
+from tests.ops.test_step_backends import compare_convolution, compare_draw, compare_mixer, compare_prefill
+from tests.ops.test_step_backends import compare_product
 f32, f16 = torch.float32, torch.float16
 for b, rows, c in ((1, 13, 24), (3, 10, 40)):
     compare_product("cpu", f32, b, rows, c, VECTOR, add=b == 3)
@@ -369,6 +408,8 @@ for b, rows, c, plan in ((3, 37, 40, TILE), (17, 33, 100, TILES), (70, 20, 72, T
     compare_batch("cpu", f32, b, rows, c, plan)
     compare_batch("cpu", f16, b, rows, c, plan)
     compare_batch("cpu", f32, b, rows, c, plan, kind="int8")
+for b, dtype in ((3, f32), (17, f16), (70, f32)):
+    compare_convolution("cpu", dtype, b, 40, TILE)
 compare_mixer("cpu", f32, 3, 2, batch=True)
 compare_mixer("cpu", f16, 5, 1, p=12, rows=8, batch=True)
 for b, g in ((1, 1), (3, 2), (17, 1)):

@@ -118,12 +118,12 @@ def batches(log: Log, stepper: Stepper, which: str, batch: int, kind: str, plans
     log.result(f"{which} b {batch} {kind} library", recorded_us(library) / len(layers), layers[0].weight.nbytes)
     if which == "out_proj":
         residual, normed = torch.zeros(batch, rows, device="cuda"), narrow[0].clone()
-        squares, norm = torch.ones(batch, 64, 2, device="cuda"), stepper.layers[0].into.norm
+        norm = stepper.layers[0].into.norm
         for splits in {p.splits for p in plans}:
 
             def join(splits: int = splits) -> None:
                 for _ in layers:
-                    module.join_norm(residual, wide[:splits], squares, c, norm, EPS, normed, pdl=True)
+                    module.join_norm(residual, wide[:splits], x, norm, EPS, normed, pdl=True)
 
             log.result(f"join_norm b {batch} {splits} parts", recorded_us(join) / len(layers), splits * wide[0].nbytes)
 
@@ -147,7 +147,7 @@ def mixers(log: Log, stepper: Stepper, batch: int, state: torch.dtype) -> None:
             w = (layer.conv, layer.bias, layer.dt_bias, layer.A_log, layer.D)
             more = {}
             if m.batch is not None:
-                more = {"norm": layer.out.norm, "squares": m.batch.squares.new_empty(batch, c.nheads, 8)}
+                more = {"norm": layer.out.norm, "unweighted": m.batch.unweighted, "convolved": True}
             module.mixer_step(
                 m.proj, m.ring[i], m.ssm[i], m.position, *w, m.gated, groups=c.ngroups, plan=plan, pdl=pdl, **more
             )
