@@ -64,7 +64,7 @@ class Run:
             self.out.piece(f"{picture.name}\t")
         reason = None
         for event in session.stream_caption(
-            image, self.question, sampling=sampling, seed=self.seed, template=self.template
+            image, self.question, sampling=sampling, seed=self.seed, template=self.template, last=True
         ):
             text = folded(event.text) if self.names else event.text
             if text:

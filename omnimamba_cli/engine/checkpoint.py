@@ -8,10 +8,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -21,8 +19,9 @@ from torch import Tensor, nn
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import card, storage
-from omnimamba_cli.engine.safetensors_io import Header, read_header, read_safetensors, read_tensor, write_entries
+from omnimamba_cli.engine.safetensors_io import Header, read_header, write_entries
 from omnimamba_cli.engine.storage import Storage
+from omnimamba_cli.engine.weight_file import WeightFile
 from omnimamba_cli.errors import CheckpointError, ConfigError, InputError, file_reason
 from omnimamba_cli.model.convert import check
 from omnimamba_cli.model.meta import on_meta
@@ -43,7 +42,6 @@ NEEDED: dict[str, tuple[str, str]] = {  # file -> (what fails without it, what t
     "vq.safetensors": ("it cannot draw pictures", "vq_ds16_t2i.pt"),
     "tokenizer.json": ("it cannot read or write text", "tokenizer.json"),
 }
-READERS = 4  # threads
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -184,38 +182,13 @@ def _load(
     check_part(path, header, module)
     if dtype is None and header.metadata.get("storage") == "int8":
         dtype = torch.float32
-    tensors = read_all(module_shapes(module), reader(path, header, torch.device(device), dtype), torch.device(device))
+    names = list(module_shapes(module))
+    with WeightFile(path, header, torch.device(device), names) as file:
+        tensors = {name: file.weight(name, dtype) for name in names}
     module.load_state_dict(tensors, strict=True, assign=True)
     if any(buffer.is_meta for buffer in module.buffers()):
         _fill_buffers(module, build(), device)
     return module.eval()
-
-
-def reader(path: Path, header: Header, device: torch.device, dtype: torch.dtype | None) -> Callable[[str], Tensor]:
-    """What gives a weight by name, on a device and converted there. On a CPU what needs no conversion stays mapped."""
-    mapped = read_safetensors(path)[0] if device.type == "cpu" else {}
-
-    def read(name: str) -> Tensor:
-        if name in mapped and storage.decoded_dtype(name, header, dtype) == mapped[name].dtype:
-            return mapped[name]
-        # not mapped: its pages would stay beside the copy
-        return storage.decode(name, header, partial(read_to, path, header, device), dtype)
-
-    return read
-
-
-def read_to(path: Path, header: Header, device: torch.device, name: str) -> Tensor:
-    """A stored tensor on a device, where it is then converted: faster there than here."""
-    return read_tensor(path, header, name).to(device)
-
-
-def read_all(names: Iterable[str], read: Callable[[str], Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Every tensor by name. For another device than the CPU some at a time: disk, copies and conversion take turns."""
-    names = list(names)
-    if device.type == "cpu":
-        return {name: read(name) for name in names}
-    with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(names, pool.map(read, names), strict=True))
 
 
 def _fill_buffers(module: nn.Module, real: nn.Module, device: str | torch.device) -> None:

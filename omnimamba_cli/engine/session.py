@@ -134,10 +134,16 @@ class Session:
         sampling: SamplingConfig | None = None,
         seed: int | None = None,
         template: str | None = None,
+        last: bool = False,
     ) -> Iterator[TextEvent]:
-        """The answer in pieces as they are written, each ending on a whole character."""
+        """The answer in pieces as they are written, each ending on a whole character.
+
+        last: no other picture follows, so the image encoders' memory is given up before the answer is written.
+        """
         base = new_seed() if seed is None else seed
         steps = self._decode([image], [self._question(question, template)], sampling, [base])
+        if last:
+            vars(self).pop("towers", None)
         yield from answering.pieces(self.config, self.tokenizer, steps)
 
     def look(self, image: Source) -> Seen:

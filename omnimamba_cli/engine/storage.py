@@ -118,6 +118,11 @@ def logical_shapes(header: Header) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in header.shapes.items() if name not in scales}
 
 
+def stored(name: str, header: Header) -> tuple[str, ...]:
+    """The tensors of a file that a weight is made of, in the order in which `decode` reads them."""
+    return (name, name + SCALE) if is_int8(name, header) else (name,)
+
+
 def decoded_dtype(name: str, header: Header, dtype: torch.dtype | None) -> torch.dtype:
     """What `decode` makes of a stored weight: `dtype`, or with None what is stored, float32 where that is int8."""
     stored = header.tensors[name].dtype

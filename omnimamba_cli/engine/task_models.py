@@ -3,8 +3,7 @@
 The task's LoRA is folded in while its layer is read, so the weights are in memory once, never twice.
 """
 
-from collections.abc import Callable
-from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from omnimamba_cli.config import Task
 from omnimamba_cli.engine import storage
-from omnimamba_cli.engine.checkpoint import check_part, part_path, read_all, read_config, read_to, reader
-from omnimamba_cli.engine.safetensors_io import Header, read_header
+from omnimamba_cli.engine.checkpoint import check_part, part_path, read_config
+from omnimamba_cli.engine.safetensors_io import read_header
+from omnimamba_cli.engine.weight_file import WeightFile
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
@@ -51,27 +51,32 @@ def load_for_task(
             delattr(model, name)
     shared: dict[str, Tensor] = other.state_dict() if other is not None else {}
     pair = config.backbone.lora_name(task)
-    as_stored, raw = reader(path, header, device, dtype), partial(read_to, path, header, device)
-
-    def read(name: str) -> Tensor:
-        target = storage.decoded_dtype(name, header, dtype)
-        if name in shared and shared[name].dtype == target and not (pair == task and name.endswith(FOLDED)):
-            return shared[name]
-        if pair is None or not name.endswith(FOLDED):
-            return as_stored(name)
-        scale = config.backbone.lora_alpha / config.backbone.lora_rank
-        return _folded(name, header, raw, pair, scale, target)
-
-    model.load_state_dict(read_all(model.state_dict(), read, device), strict=True, assign=True)
+    tensors: dict[str, Tensor] = {}
+    wanted: dict[str, list[str]] = {}  # of what is not shared: the stored weights it is made of
+    for name in model.state_dict():
+        own = pair == task and name.endswith(FOLDED)
+        if name in shared and shared[name].dtype == storage.decoded_dtype(name, header, dtype) and not own:
+            tensors[name] = shared[name]
+        else:
+            wanted[name] = [*_pair(name, pair), name] if pair is not None and name.endswith(FOLDED) else [name]
+    with WeightFile(path, header, device, chain.from_iterable(wanted.values())) as file, torch.no_grad():
+        for name, parts in wanted.items():
+            if len(parts) == 1:
+                tensors[name] = file.weight(name, dtype)
+            else:
+                scale = config.backbone.lora_alpha / config.backbone.lora_rank
+                tensors[name] = _folded(file, parts, scale, storage.decoded_dtype(name, header, dtype))
+    model.load_state_dict(tensors, strict=True, assign=True)
     model = model.requires_grad_(False).eval()
     return model if quantization is None else quantize(model, task, quantization, pack=device.type == "cpu")
 
 
-def _folded(
-    name: str, header: Header, read: Callable[[str], Tensor], pair: str, scale: float, dtype: torch.dtype
-) -> Tensor:
-    """W + scale * B A (out in), summed in float32 from what is stored and rounded once."""
+def _pair(name: str, pair: str) -> list[str]:
     lora = name.removesuffix("weight") + f"lora.{pair}."
-    A, B = (storage.decode(lora + part, header, read, torch.float32) for part in ("A", "B"))
-    weight = storage.decode(name, header, read, torch.float32)
+    return [lora + "A", lora + "B"]
+
+
+def _folded(file: WeightFile, parts: list[str], scale: float, dtype: torch.dtype) -> Tensor:
+    """W + scale * B A (out in) of A, B and W, summed in float32 from what is stored and rounded once."""
+    A, B, weight = (storage.decode(name, file.header, file.stored, torch.float32) for name in parts)
     return weight.addmm_(B, A, alpha=scale).to(dtype)

@@ -34,6 +34,7 @@ class MixerPlan:
 
     rows: int  # of a head's state, a program
     warps: int = 4
+    ahead: int = 0  # programs further on, whose state is asked for
 
 
 @dataclass(frozen=True)

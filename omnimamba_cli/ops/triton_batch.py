@@ -74,9 +74,10 @@ def _product(x_ptr, w_ptr, scale_ptr, out_ptr, ring_ptr, position_ptr, conv_ptr,
         scale = tl.load(scale_ptr + rs, mask=rs < rows, other=0.0).to(tl.float32)
     if AHEAD > 0:
         # the memory would idle at the seam between two kernels
-        line: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth
-        ahead = tl.minimum(split * PART + tl.arange(0, AHEAD // line) * line, c - 1)
-        fetch(w_ptr + tl.minimum(rs, rows - 1).to(tl.int64)[:, None] * c + ahead[None])
+        half: tl.constexpr = AHEAD // 2  # two requests a row: one a thread
+        first_columns = tl.minimum(split * PART + tl.arange(0, 2) * half, c - half)
+        lines = w_ptr + tl.minimum(rs, rows - 1).to(tl.int64)[:, None] * c + first_columns[None]
+        fetch(lines, half * (w_ptr.dtype.element_ty.primitive_bitwidth // 8))
     wait(PDL)
     for start in range(split * PART, (split + 1) * PART, COLUMNS):
         ks = start + tl.arange(0, COLUMNS)
@@ -119,6 +120,7 @@ def product(
     assert convolution is None or plan.splits == 1, "a part of a sum has no convolution"
     ring, position, taps, bias, first = convolution or (out, out, out, out, 0)
     b, c = x.shape
+    ahead = plan.ahead if pdl and c * weight.element_size() % 16 == 0 and plan.ahead <= c else 0
     rows = len(weight)
     batch = min(64, max(16, triton.next_power_of_2(b)))
     part = triton.cdiv(triton.cdiv(c, plan.splits), plan.columns) * plan.columns
@@ -127,7 +129,7 @@ def product(
     _product[(triton.cdiv(rows, plan.rows), triton.cdiv(b, batch), plan.splits)](
         x, weight, weight if scale is None else scale, out, ring, position, taps, bias, b, rows, first, taps.shape[-1],
         c=c, PART=part, BATCH=batch, ROWS=plan.rows, COLUMNS=plan.columns, SCALED=scale is not None,
-        AHEAD=plan.ahead if pdl else 0, k=0 if convolution is None else len(taps), PDL=pdl, precision=precision,
+        AHEAD=ahead, k=0 if convolution is None else len(taps), PDL=pdl, precision=precision,
         num_warps=plan.warps,
         num_stages=plan.stages, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -111,7 +111,9 @@ class FakeSession:
         sampling: SamplingConfig,
         seed: int | None,
         template: str | None = None,
+        last: bool = False,
     ) -> Iterator[SimpleNamespace]:
+        assert last  # no other picture follows where one is streamed
         self.templates.append(template)
         self.asked.append((question, sampling, seed))
         for piece in self.answer.split(" "):
