@@ -41,8 +41,8 @@ def _advance(state, x, dt, B, log_decay, total, precision: tl.constexpr):
 @triton.jit
 def _forward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_ptr, l, h, r,
              sxb, sxl, sxh, sdb, sdl, sdh, sBb, sBl, sBg, sCb, sCl, sCg, has_state: tl.constexpr,
-             Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr, n: tl.constexpr,
-             precision: tl.constexpr):  # fmt: skip
+             has_last: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr,
+             n: tl.constexpr, precision: tl.constexpr):  # fmt: skip
     row, head = (tl.program_id(0) // h).to(tl.int64), tl.program_id(0) % h
     group = head // r
     x_ptr += row * sxb + head * sxh
@@ -69,7 +69,8 @@ def _forward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_p
         rows = start + qs
         tl.store(y_ptr + rows[:, None] * h * p + ps[None], y, mask=(rows < l)[:, None] & (ps < p)[None])
         state = _advance(state, x, dt, B, log_decay, total, precision)
-    tl.store(last_ptr + cell, state, mask=whole)
+    if has_last:
+        tl.store(last_ptr + cell, state, mask=whole)
 
 
 def _sizes(x: Tensor, B: Tensor) -> dict[str, object]:
@@ -85,20 +86,38 @@ def _strides(x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> list[int]:
     return [*x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]]
 
 
+def scan_forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    state: Tensor | None = None,
+    last: Tensor | None = None,
+) -> Tensor:
+    """y (b l h p) of reference.ssd_scan; the last state goes into `last` (b h p n) float32 where it is wanted.
+
+    Innermost strides of x, B and C are 1.
+    """
+    b, l, h, p = x.shape
+    y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
+    _forward[(b * h,)](
+        x, dt, A, B, C, D, y if state is None else state, y, y if last is None else last, l, h, h // B.shape[2],
+        *_strides(x, dt, B, C), has_state=state is not None, has_last=last is not None, **_sizes(x, B),
+        num_warps=FORWARD_WARPS,
+    )  # fmt: skip
+    return y
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dt, A, B, C, D, state):  # type: ignore[no-untyped-def]  # torch's own signature
-        b, l, h, p = x.shape
-        g, n = B.shape[2:]
-        y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
-        last = torch.empty(b, h, p, n, dtype=torch.float32, device=x.device)
-        _forward[(b * h,)](
-            x, dt, A, B, C, D, state, y, last, l, h, h // g, *_strides(x, dt, B, C),
-            has_state=state is not None, **_sizes(x, B), num_warps=FORWARD_WARPS,
-        )  # fmt: skip
+        b, _, h, p = x.shape
+        last = torch.empty(b, h, p, B.shape[3], dtype=torch.float32, device=x.device)
         ctx.save_for_backward(x, dt, A, B, C, D, state)
         ctx.set_materialize_grads(False)  # of the last state, which in training nobody asks for
-        return y, last
+        return scan_forward(x, dt, A, B, C, D, state, last), last
 
     @staticmethod
     def backward(ctx, dy, dlast):  # type: ignore[no-untyped-def]
