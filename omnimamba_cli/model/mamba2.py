@@ -22,9 +22,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (... c) to (... c) in the dtype that the next linear map works in."""
-        autocast = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if autocast else self.weight.dtype
-        return ops.rms_norm(x, self.weight, self.eps, dtype)
+        return ops.rms_norm(x, self.weight, self.eps, self.dtype(x.device.type))
+
+    def dtype(self, device_type: str) -> torch.dtype:
+        """What the next linear map works in."""
+        autocast = torch.is_autocast_enabled(device_type)
+        return torch.get_autocast_dtype(device_type) if autocast else self.weight.dtype
 
 
 class Mamba2(nn.Module):
@@ -94,8 +97,36 @@ class Block(nn.Module):
         self, residual: Tensor, task: Task, conv_state: Tensor | None = None, ssm_state: Tensor | None = None
     ) -> Tensor:
         """residual (b l d) float32 to the next one."""
+        if conv_state is None and ssm_state is None and isinstance(self.mixer.in_proj, LoRALinear):
+            c = self.mixer.config
+            if ops.block_refusal(residual, c.headdim, c.d_state, c.d_conv, c.lora_rank) is None:
+                return self._in_one_step(residual, task, self.mixer.in_proj)
         # the sum promotes to the residual's float32 by itself, in one pass
         return residual + self.mixer(self.norm(residual), task, conv_state, ssm_state)
+
+    def _in_one_step(self, residual: Tensor, task: Task, in_proj: LoRALinear) -> Tensor:
+        """The same for training on CUDA, see ops/triton_block.py."""
+        fast, m = ops.block_module(), self.mixer
+        pair = in_proj.pair(task)
+        dropout = fast.Dropout()
+        if in_proj.training and in_proj.dropout and pair is not None:
+            # from the generator on the CPU, which the loop seeds every step, and without waiting for the GPU
+            seed = int(torch.randint(1 << 31, (1,), device="cpu"))
+            dropout = fast.Dropout(in_proj.dropout, seed)
+        settings = fast.BlockSettings(
+            groups=m.config.ngroups,
+            d_state=m.config.d_state,
+            eps=m.config.norm_eps,
+            dtype=self.norm.dtype(residual.device.type),
+            scale=in_proj.scale,
+            dropout=dropout,
+        )
+        A, B = (None, None) if pair is None else (pair.A, pair.B)
+        next_residual: Tensor = fast.block(
+            residual, self.norm.weight, in_proj.weight, A, B, m.conv1d.weight[:, 0], m.conv1d.bias, m.dt_bias, m.A_log,
+            m.D, m.norm.weight, m.out_proj.weight, settings,
+        )  # fmt: skip
+        return next_residual
 
 
 def _initial_dt_bias(nheads: int) -> Tensor:

@@ -6,6 +6,14 @@ Capital A B C D are the state-space model's parameters (Dao & Gu 2024, arXiv:240
 """
 
 from omnimamba_cli.ops.reference import ssd_step
-from omnimamba_cli.ops.registry import causal_conv, gated_rms_norm, rms_norm, ssd_scan
+from omnimamba_cli.ops.registry import block_module, block_refusal, causal_conv, gated_rms_norm, rms_norm, ssd_scan
 
-__all__ = ["causal_conv", "gated_rms_norm", "rms_norm", "ssd_scan", "ssd_step"]
+__all__ = [
+    "block_module",
+    "block_refusal",
+    "causal_conv",
+    "gated_rms_norm",
+    "rms_norm",
+    "ssd_scan",
+    "ssd_step",
+]

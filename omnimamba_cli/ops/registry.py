@@ -21,6 +21,7 @@ ENVIRONMENT = "OMNIMAMBA_KERNELS"
 PDL_ENVIRONMENT = "OMNIMAMBA_PDL"  # 0: no kernel of a step starts before the one before it ends
 BACKENDS = ("auto", "torch", "triton", "mamba-ssm")
 LARGEST_STATE = 64 * 256  # p * n whose tiles fit the registers of one program
+LARGEST_RANK = 64  # of a LoRA pair, of which the block's backward pass reads every row for every token
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,32 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @functools.cache
+def block_module() -> ModuleType:
+    """Where a block is one step of autograd; see `block_refusal`."""
+    from omnimamba_cli.ops import triton_block
+
+    return triton_block
+
+
+def block_refusal(residual: Tensor, p: int, n: int, k: int, rank: int) -> str | None:
+    """Why a block with heads of p x n, k taps and LoRA pairs of a rank does not train as one step of autograd.
+
+    None where it does. The residual is what it would start from.
+    """
+    if requested() not in ("auto", "triton"):
+        return f"{ENVIRONMENT}={requested()}"
+    if not torch.is_grad_enabled():
+        return "no gradients are wanted"
+    if k & (k - 1):
+        return f"{k} taps are not a power of two"
+    if rank > LARGEST_RANK:
+        return f"a LoRA pair of rank {rank} is larger than {LARGEST_RANK}"
+    if p * n > LARGEST_STATE:
+        return f"a head of {p} x {n} is larger than the {LARGEST_STATE} values a program holds"
+    return _triton_refusal(residual)
+
+
+@functools.cache
 def _step_modules() -> tuple[tuple[ModuleType, ...], str]:
     """Our Triton kernels of decoding, in the order of StepKernels, and why they cannot be had."""
     try:
@@ -228,6 +255,11 @@ def report(device: torch.device) -> list[KernelChoice]:
         why = _triton_refusal(probe) or ("one pass over memory" if fused else f"{ENVIRONMENT}={requested()}")
         rows.append(KernelChoice(op, "triton", fused, why))
         rows.append(KernelChoice(op, "torch", not fused, "triton is faster here" if fused else "works everywhere"))
+    with torch.enable_grad():
+        why = block_refusal(probe, 64, 128, 4, 8)
+    said = "training: one step of autograd, elementwise parts computed again instead of kept"
+    rows.append(KernelChoice("block", "triton", why is None, why or said))
+    rows.append(KernelChoice("block", "torch", why is not None, "the operations above one by one"))
     rows.append(KernelChoice("ssd_step", "torch", True, "of steps that are not recorded"))
     return [*rows, *_step_report(probe), *_row_report(probe)]
 

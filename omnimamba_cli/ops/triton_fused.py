@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS = 32, 64  # a convolution's tile: time, channels
+from omnimamba_cli.ops.train_plans import CONV, CONV_GRADIENT, GATED_NORM_GRADIENT, NORM_GRADIENT, RowPlan, TilePlan
 
 
 @triton.jit
@@ -40,95 +40,108 @@ def _conv_forward(x_ptr, w_ptr, bias_ptr, history_ptr, y_ptr, l, c, sxb, sxl, ha
 
 
 @triton.jit
-def _conv_backward_weights(x_ptr, w_ptr, bias_ptr, history_ptr, dy_ptr, dpre_ptr, dw_ptr, dbias_ptr, l, c,
-                           sxb, sxl, syb, syl, has_history: tl.constexpr, k: tl.constexpr, ROWS: tl.constexpr,
-                           COLUMNS: tl.constexpr):  # fmt: skip
-    """The gradient before SiLU, and the sums over time for weight and bias: one program a row and block of channels."""
+def _conv_backward(x_ptr, w_ptr, bias_ptr, history_ptr, dy_ptr, dx_ptr, dhistory_ptr, dw_ptr, dbias_ptr, l, c,
+                   turns, sxb, sxl, syb, syl, sdb, sdl, has_history: tl.constexpr, k: tl.constexpr, ROWS: tl.constexpr,
+                   COLUMNS: tl.constexpr):  # fmt: skip
+    """dx(t) = sum over taps of w dpre(t + k - 1 - tap), dpre the gradient before SiLU, computed where it is needed.
+
+    A program takes `turns` tiles of time, one after the other, and keeps their sums for weight and bias. With a history
+    the first tile lies before time 0.
+    """
     row = tl.program_id(0).to(tl.int64)
     cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    here = (cs < c)[None]
     x_ptr += row * sxb
     dy_ptr += row * syb
+    dx_ptr += row * sdb
     history_ptr += row * (k - 1) * c
     bias = tl.load(bias_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
     taps = tl.arange(0, k)
     dw = tl.zeros((COLUMNS, k), tl.float32)
     dbias = tl.zeros((COLUMNS,), tl.float32)
-    for start in range(0, l, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        valid = (rows < l)[:, None] & (cs < c)[None]
-        pre = tl.zeros((ROWS, COLUMNS), tl.float32) + bias[None]
-        for i in tl.static_range(k):
-            w = tl.load(w_ptr + cs * k + i, mask=cs < c, other=0.0).to(tl.float32)
-            pre += _tap(x_ptr, history_ptr, rows - (k - 1) + i, cs, l, c, sxl, k, has_history) * w[None]
-        gate = tl.sigmoid(pre)
-        dy = tl.load(dy_ptr + rows[:, None] * syl + cs[None], mask=valid, other=0.0).to(tl.float32)
-        dpre = dy * gate * (1 + pre * (1 - gate))
-        tl.store(dpre_ptr + (row * l + rows)[:, None] * c + cs[None], dpre, mask=valid)
-        dbias += tl.sum(dpre, 0)
-        for i in tl.static_range(k):
-            seen = _tap(x_ptr, history_ptr, rows - (k - 1) + i, cs, l, c, sxl, k, has_history)
-            dw += tl.where(taps[None] == i, tl.sum(dpre * seen, 0)[:, None], 0.0)
-    tl.store(dw_ptr + (row * c + cs)[:, None] * k + taps[None], dw, mask=(cs < c)[:, None])
-    tl.store(dbias_ptr + row * c + cs, dbias, mask=cs < c)
+    for turn in range(turns):
+        tile = tl.program_id(2) * turns + turn
+        if has_history:
+            tile = tile - 1
+        rows = tile * ROWS + tl.arange(0, ROWS)
+        dx = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for s in tl.static_range(k):
+            at = rows + s
+            pre = tl.zeros((ROWS, COLUMNS), tl.float32) + bias[None]
+            for i in tl.static_range(k):
+                w = tl.load(w_ptr + cs * k + i, mask=cs < c, other=0.0).to(tl.float32)
+                pre += _tap(x_ptr, history_ptr, at - (k - 1) + i, cs, l, c, sxl, k, has_history) * w[None]
+            gate = tl.sigmoid(pre)
+            valid = ((at >= 0) & (at < l))[:, None] & here
+            dy = tl.load(dy_ptr + at[:, None] * syl + cs[None], mask=valid, other=0.0).to(tl.float32)
+            dpre = dy * gate * (1 + pre * (1 - gate))
+            dx += dpre * tl.load(w_ptr + cs * k + k - 1 - s, mask=cs < c, other=0.0).to(tl.float32)[None]
+            if s == 0:
+                dbias += tl.sum(dpre, 0)
+                for i in tl.static_range(k):
+                    seen = _tap(x_ptr, history_ptr, at - (k - 1) + i, cs, l, c, sxl, k, has_history)
+                    dw += tl.where(taps[None] == i, tl.sum(dpre * seen, 0)[:, None], 0.0)
+        tl.store(dx_ptr + rows[:, None] * sdl + cs[None], dx, mask=((rows >= 0) & (rows < l))[:, None] & here)
+        if has_history:
+            old = ((rows < 0) & (rows > -k))[:, None] & here
+            tl.store(dhistory_ptr + (row * (k - 1) + rows + k - 1)[:, None] * c + cs[None], dx, mask=old)
+    part = (row * tl.num_programs(2) + tl.program_id(2)) * c + cs
+    tl.store(dw_ptr + part[:, None] * k + taps[None], dw, mask=(cs < c)[:, None])
+    tl.store(dbias_ptr + part, dbias, mask=cs < c)
 
 
-@triton.jit
-def _conv_backward_inputs(dpre_ptr, w_ptr, dx_ptr, dhistory_ptr, l, c, has_history: tl.constexpr, k: tl.constexpr,
-                          ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """dx(t) = sum over taps of w dpre(t + k - 1 - tap); with a history the first tile lies before time 0."""
-    row = tl.program_id(0).to(tl.int64)
-    cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    here = (cs < c)[None]
-    tile = tl.program_id(2)
-    if has_history:
-        tile = tile - 1
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    dpre_ptr += row * l * c
-    dx = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for s in tl.static_range(k):
-        at = rows + s
-        w = tl.load(w_ptr + cs * k + k - 1 - s, mask=cs < c, other=0.0).to(tl.float32)
-        valid = ((at >= 0) & (at < l))[:, None] & here
-        dx += tl.load(dpre_ptr + at[:, None] * c + cs[None], mask=valid, other=0.0).to(tl.float32) * w[None]
-    tl.store(dx_ptr + (row * l + rows)[:, None] * c + cs[None], dx, mask=((rows >= 0) & (rows < l))[:, None] & here)
-    if has_history:
-        old = ((rows < 0) & (rows > -k))[:, None] & here
-        tl.store(dhistory_ptr + (row * (k - 1) + rows + k - 1)[:, None] * c + cs[None], dx, mask=old)
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None, plan: TilePlan = CONV) -> Tensor:
+    """The convolution of x (b l c) and SiLU; innermost stride 1, weight (c k) and history (b k-1 c) contiguous."""
+    b, l, c = x.shape
+    y = torch.empty(b, l, c, dtype=x.dtype, device=x.device)
+    _conv_forward[(b, triton.cdiv(c, plan.columns), triton.cdiv(l, plan.rows))](
+        x, weight, bias, x if history is None else history, y, l, c, x.stride(0), x.stride(1),
+        has_history=history is not None, k=weight.shape[1], ROWS=plan.rows, COLUMNS=plan.columns, num_warps=plan.warps,
+    )  # fmt: skip
+    return y
+
+
+def conv_backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    history: Tensor | None,
+    dy: Tensor,
+    dx: Tensor,
+    dhistory: Tensor | None,
+    plan: TilePlan = CONV_GRADIENT,
+) -> tuple[Tensor, Tensor]:
+    """Writes x's gradient into dx (b l c) and the history's into dhistory; returns weight's and bias's in float32."""
+    b, l, c = x.shape
+    k = weight.shape[1]
+    carried = history is not None
+    tiles = triton.cdiv(l, plan.rows) + carried
+    turns = min(plan.turns, tiles)
+    programs = triton.cdiv(tiles, turns)
+    dw = torch.empty(b * programs, c, k, dtype=torch.float32, device=x.device)
+    dbias = torch.empty(b * programs, c, dtype=torch.float32, device=x.device)
+    _conv_backward[(b, triton.cdiv(c, plan.columns), programs)](
+        x, weight, bias, history if carried else x, dy, dx, dhistory if carried else dx, dw, dbias, l, c, turns,
+        x.stride(0), x.stride(1), dy.stride(0), dy.stride(1), dx.stride(0), dx.stride(1), has_history=carried, k=k,
+        ROWS=plan.rows, COLUMNS=plan.columns, num_warps=plan.warps,
+    )  # fmt: skip
+    return dw.sum(0), dbias.sum(0)
 
 
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, history):  # type: ignore[no-untyped-def]  # torch's own signature
-        b, l, c = x.shape
-        k = weight.shape[1]
-        y = torch.empty(b, l, c, dtype=x.dtype, device=x.device)
-        old = x if history is None else history
-        _conv_forward[(b, triton.cdiv(c, COLUMNS), triton.cdiv(l, ROWS))](
-            x, weight, bias, old, y, l, c, x.stride(0), x.stride(1),
-            has_history=history is not None, k=k, ROWS=ROWS, COLUMNS=COLUMNS,
-        )  # fmt: skip
         ctx.save_for_backward(x, weight, bias, history)
-        return y
+        return conv_forward(x, weight, bias, history)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         x, weight, bias, history = ctx.saved_tensors
-        b, l, c = x.shape
-        k = weight.shape[1]
-        dy = dy if dy.stride(-1) == 1 else dy.contiguous()
-        dx, dpre = (torch.empty(b, l, c, dtype=x.dtype, device=x.device) for _ in range(2))
-        dw, dbias = x.new_empty(b, c, k, dtype=torch.float32), x.new_empty(b, c, dtype=torch.float32)
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dhistory = None if history is None else torch.empty_like(history)
-        sizes = {"has_history": history is not None, "k": k, "ROWS": ROWS, "COLUMNS": COLUMNS}
-        columns = triton.cdiv(c, COLUMNS)
-        _conv_backward_weights[(b, columns)](
-            x, weight, bias, x if history is None else history, dy, dpre, dw, dbias, l, c,
-            x.stride(0), x.stride(1), dy.stride(0), dy.stride(1), **sizes,
-        )  # fmt: skip
-        _conv_backward_inputs[(b, columns, triton.cdiv(l, ROWS) + (history is not None))](
-            dpre, weight, dx, dx if dhistory is None else dhistory, l, c, **sizes
-        )
-        return dx, dw.sum(0).to(weight.dtype), dbias.sum(0).to(bias.dtype), dhistory
+        dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+        dw, dbias = conv_backward(x, weight, bias, history, dy, dx, dhistory)
+        return dx, dw.to(weight.dtype), dbias.to(bias.dtype), dhistory
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -145,7 +158,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None 
 
 
 @triton.jit
-def _norm_forward(x_ptr, z_ptr, w_ptr, out_ptr, rstd_ptr, c, sx, sz, eps, gated: tl.constexpr, C: tl.constexpr):
+def _norm_forward(x_ptr, z_ptr, w_ptr, out_ptr, rstd_ptr, c, sx, sz, so, eps, gated: tl.constexpr, C: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cs = tl.arange(0, C)
     x = tl.load(x_ptr + row * sx + cs, mask=cs < c, other=0.0).to(tl.float32)
@@ -154,14 +167,14 @@ def _norm_forward(x_ptr, z_ptr, w_ptr, out_ptr, rstd_ptr, c, sx, sz, eps, gated:
         x = x * z * tl.sigmoid(z)
     rstd = 1 / tl.sqrt(tl.sum(x * x, 0) / c + eps)
     w = tl.load(w_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * c + cs, x * rstd * w, mask=cs < c)
+    tl.store(out_ptr + row * so + cs, x * rstd * w, mask=cs < c)
     tl.store(rstd_ptr + row, rstd)
 
 
 @triton.jit
-def _norm_backward(x_ptr, z_ptr, w_ptr, rstd_ptr, dout_ptr, dx_ptr, dz_ptr, dw_ptr, rows, turns, c, sx, sz, sd,
-                   gated: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """Each program takes every num_programs-th row and keeps the weight's sum."""
+def _norm_backward(x_ptr, z_ptr, w_ptr, rstd_ptr, dout_ptr, dx_ptr, dz_ptr, out_ptr, dw_ptr, rows, turns, c,
+                   sx, sz, sd, sdz, gated: tl.constexpr, again: tl.constexpr, C: tl.constexpr):  # fmt: skip
+    """Each program takes every num_programs-th row and keeps the weight's sum; `again` writes the output, too."""
     cs = tl.arange(0, C)
     w = tl.load(w_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
     dw = tl.zeros((C,), tl.float32)
@@ -180,45 +193,71 @@ def _norm_backward(x_ptr, z_ptr, w_ptr, rstd_ptr, dout_ptr, dx_ptr, dz_ptr, dw_p
             g = x
         hat = g * rstd
         dw += dout * hat
+        if again:
+            tl.store(out_ptr + row * c + cs, hat * w, mask=here)
         dhat = dout * w
         dg = rstd * (dhat - hat * (tl.sum(dhat * hat, 0) / c))
         if gated:
             tl.store(dx_ptr + row * c + cs, dg * z * open_, mask=here)
-            tl.store(dz_ptr + row * c + cs, dg * x * open_ * (1 + z * (1 - open_)), mask=here)
+            tl.store(dz_ptr + row * sdz + cs, dg * x * open_ * (1 + z * (1 - open_)), mask=here)
         else:
             tl.store(dx_ptr + row * c + cs, dg, mask=here)
     tl.store(dw_ptr + tl.program_id(0) * c + cs, dw, mask=cs < c)
 
 
+def norm_forward(x: Tensor, z: Tensor | None, weight: Tensor, eps: float, out: Tensor) -> Tensor:
+    """Writes the norm of x (rows c), times silu(z) before it where there is a gate, into out; returns 1 / rms."""
+    rows, c = x.shape
+    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+    gate = x if z is None else z
+    _norm_forward[(rows,)](
+        x, gate, weight, out, rstd, c, x.stride(0), gate.stride(0), out.stride(0), eps,
+        gated=z is not None, C=triton.next_power_of_2(c),
+    )  # fmt: skip
+    return rstd
+
+
+def norm_backward(
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor,
+    rstd: Tensor,
+    dout: Tensor,
+    dx: Tensor,
+    dz: Tensor | None,
+    out: Tensor | None = None,
+    plan: RowPlan | None = None,
+) -> Tensor:
+    """Writes the gradients of x and z (rows c), and into `out` what the forward pass gave; returns the weight's."""
+    rows, c = x.shape
+    plan = plan or (NORM_GRADIENT if z is None else GATED_NORM_GRADIENT)
+    gate, unused = x if z is None else z, dx
+    programs = min(rows, plan.programs)
+    dw = torch.empty(programs, c, dtype=torch.float32, device=x.device)
+    _norm_backward[(programs,)](
+        x, gate, weight, rstd, dout, dx, unused if dz is None else dz, unused if out is None else out, dw,
+        rows, triton.cdiv(rows, programs), c, x.stride(0), gate.stride(0), dout.stride(0),
+        c if dz is None else dz.stride(0), gated=z is not None, again=out is not None, C=triton.next_power_of_2(c),
+        num_warps=plan.warps,
+    )  # fmt: skip
+    return dw.sum(0)
+
+
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, z, weight, eps, dtype):  # type: ignore[no-untyped-def]
-        rows, c = x.shape
-        out = torch.empty(rows, c, dtype=dtype, device=x.device)
-        rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
-        gate = x if z is None else z
-        _norm_forward[(rows,)](
-            x, gate, weight, out, rstd, c, x.stride(0), gate.stride(0), eps,
-            gated=z is not None, C=triton.next_power_of_2(c),
-        )  # fmt: skip
+        out = torch.empty(x.shape, dtype=dtype, device=x.device)
+        rstd = norm_forward(x, z, weight, eps, out)
         ctx.save_for_backward(x, z, weight, rstd)
         return out
 
     @staticmethod
     def backward(ctx, dout):  # type: ignore[no-untyped-def]
         x, z, weight, rstd = ctx.saved_tensors
-        rows, c = x.shape
-        gate = x if z is None else z
-        dout = dout if dout.stride(-1) == 1 else dout.contiguous()
-        dx = torch.empty(rows, c, dtype=x.dtype, device=x.device)
-        dz = None if z is None else torch.empty(rows, c, dtype=z.dtype, device=x.device)
-        programs = min(rows, 2048)
-        dw = torch.empty(programs, c, dtype=torch.float32, device=x.device)
-        _norm_backward[(programs,)](
-            x, gate, weight, rstd, dout, dx, dx if dz is None else dz, dw, rows, triton.cdiv(rows, programs), c,
-            x.stride(0), gate.stride(0), dout.stride(0), gated=z is not None, C=triton.next_power_of_2(c),
-        )  # fmt: skip
-        return dx, dz, dw.sum(0).to(weight.dtype), None, None
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=x.device)
+        dw = norm_backward(x, z, weight, rstd, dout if dout.stride(-1) == 1 else dout.contiguous(), dx, dz)
+        return dx, dz, dw.to(weight.dtype), None, None
 
 
 def _as_rows(x: Tensor) -> Tensor:

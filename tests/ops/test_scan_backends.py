@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
 
 from omnimamba_cli.ops import mamba_ssm, reference, registry
+from omnimamba_cli.ops.train_plans import ScanGradientPlan, ScanKernel
 from tests.numerics import assert_close
 from tests.ops.test_reference import scan_inputs
 
@@ -59,12 +62,68 @@ def test_mamba_ssm_scan_on_a_gpu(carried: bool) -> None:
     compare(scan, "cuda", torch.bfloat16, 1.5e-2, 200, 1, carried)
 
 
+@contextmanager
+def dirty_memory() -> Iterator[None]:
+    """Meanwhile fresh floating-point tensors are full of NaN: what is read before it is written shows."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def dirty(tensor: Tensor) -> Tensor:
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    torch.empty = lambda *a, **k: dirty(empty(*a, **k))  # type: ignore[assignment,method-assign]
+    torch.empty_like = lambda *a, **k: dirty(empty_like(*a, **k))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.empty, torch.empty_like = empty, empty_like  # type: ignore[method-assign]
+
+
+def compare_cut(device: str, plan: ScanGradientPlan) -> None:
+    """The gradients under another plan, which cuts the heads of a group in uneven parts."""
+    from omnimamba_cli.ops import triton_scan, triton_scan_backward
+
+    shipped = triton_scan_backward.SCAN_GRADIENT_FLOAT32
+    triton_scan_backward.SCAN_GRADIENT_FLOAT32 = plan
+    try:
+        compare(triton_scan.ssd_scan, device, torch.float32, 1e-4, 41, 1, True)
+    finally:
+        triton_scan_backward.SCAN_GRADIENT_FLOAT32 = shipped
+
+
+UNEVEN = ScanGradientPlan(16, ScanKernel(4, 1), ScanKernel(4, 1, heads=1), ScanKernel(4, 1, heads=3))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_heads_in_uneven_parts_on_a_gpu() -> None:
+    compare_cut("cuda", UNEVEN)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("n", [64, 128])
+def test_gradients_at_the_models_sizes_are_the_same_every_time(n: int) -> None:
+    from omnimamba_cli.ops import triton_scan
+
+    t = scan_inputs(329, 1, h=64, p=64, n=n)
+    narrow = {k: v.to("cuda", torch.bfloat16 if k in "xBC" else torch.float32) for k, v in t.items()}
+    exact = {k: v.double() for k, v in narrow.items()}
+    want = outputs(lambda **k: reference.ssd_scan(**k, chunk_size=64), exact, carried=True)
+    first, second = (outputs(triton_scan.ssd_scan, narrow, carried=True) for _ in range(2))
+    for name, tensor in want.items():
+        assert_close(name, tensor, first[name], 1.5e-2)
+        assert torch.equal(first[name], second[name]), name
+
+
 INTERPRETED = """
 import torch
-from tests.ops.test_scan_backends import compare
+from tests.ops.test_scan_backends import UNEVEN, compare, compare_cut, dirty_memory
 from omnimamba_cli.ops import triton_scan
-for l, g, carried in ((1, 1, True), (33, 2, False), (70, 1, True)):
-    compare(triton_scan.ssd_scan, "cpu", torch.float32, 1e-4, l, g, carried)
+with dirty_memory():
+    for l, g, carried in ((1, 1, True), (33, 2, False), (70, 1, True)):
+        compare(triton_scan.ssd_scan, "cpu", torch.float32, 1e-4, l, g, carried)
+    compare(triton_scan.ssd_scan, "cpu", torch.float16, 5e-3, 70, 2, True)
+    compare_cut("cpu", UNEVEN)
 """
 
 

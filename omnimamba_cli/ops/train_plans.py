@@ -1,0 +1,60 @@
+"""How the kernels of training are cut: shipped, never tuned at run time. One table for all chips so far.
+
+Chosen by what `python -m tests.timing.training`, in a clone of the repository, measured on an H100.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ScanKernel:
+    """One kernel of the scan's backward pass."""
+
+    warps: int
+    stages: int  # turns of its loop, over chunks or heads, in flight
+    heads: int = 0  # of a group, one program; dB and dC are summed over the programs' parts
+
+
+@dataclass(frozen=True)
+class ScanGradientPlan:
+    """The scan's backward pass: the states between chunks, then the gradients of all chunks at the same time."""
+
+    chunk: int  # times between two states that are kept
+    states: ScanKernel
+    between: ScanKernel
+    within: ScanKernel
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Neighbouring rows (times) and columns (channels) of one program."""
+
+    rows: int
+    columns: int
+    warps: int = 4
+    turns: int = 1  # tiles of rows one after the other
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Whole rows one after the other."""
+
+    warps: int
+    programs: int  # at most
+
+
+SCAN_GRADIENT = ScanGradientPlan(
+    chunk=64, states=ScanKernel(4, 2), between=ScanKernel(8, 2, heads=16), within=ScanKernel(4, 2, heads=16)
+)
+# of float32 in full: no matrix units, large tiles do not fit
+SCAN_GRADIENT_FLOAT32 = ScanGradientPlan(
+    chunk=32, states=ScanKernel(8, 1), between=ScanKernel(8, 1, heads=16), within=ScanKernel(8, 1, heads=16)
+)
+CONV = TilePlan(rows=16, columns=128)
+CONV_GRADIENT = TilePlan(rows=16, columns=64, warps=4, turns=4)
+NORM_GRADIENT = RowPlan(warps=8, programs=1056)
+GATED_NORM_GRADIENT = RowPlan(warps=16, programs=528)
+LORA = TilePlan(rows=32, columns=128)
+LORA_GRADIENT = TilePlan(rows=64, columns=128, turns=16)
+STEP_SIZE = TilePlan(rows=64, columns=64)
+RESIDUAL_GRADIENT = RowPlan(warps=8, programs=1056)

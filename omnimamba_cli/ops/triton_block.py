@@ -1,0 +1,283 @@
+"""A whole residual block for training as one step of autograd: the products by the library, the rest by our kernels.
+
+residual + out_proj(gated norm(scan(convolution(in_proj(norm(residual)))))), with LoRA's pair beside in_proj. Of a token
+and layer only the residual, its norm, in_proj's output, the step sizes and the scan's output are kept for the backward
+pass, 37 KB at 1.3B in 16 bits; what lies between costs one pass over memory to compute again, and no product.
+LoRA is part of the product: in_proj multiplies [x, dropout(x) A^T] with [W, scale B]. Held to the block's plain form by
+tests/ops. Importing needs Triton.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from omnimamba_cli.ops.train_plans import RESIDUAL_GRADIENT, STEP_SIZE
+from omnimamba_cli.ops.triton_fused import conv_backward, conv_forward, norm_backward, norm_forward
+from omnimamba_cli.ops.triton_lora import Dropout, kept, narrow, narrow_gradient, padded_rank
+from omnimamba_cli.ops.triton_scan import scan_forward
+from omnimamba_cli.ops.triton_scan_backward import scan_backward
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What a block is beside its tensors."""
+
+    groups: int
+    d_state: int
+    eps: float
+    dtype: torch.dtype  # of the products
+    scale: float = 0.0  # of LoRA's pair
+    dropout: Dropout = field(default_factory=Dropout)
+
+
+@triton.jit
+def _step_sizes(raw_ptr, bias_ptr, dt_ptr, count, h, sr, ROWS: tl.constexpr, H: tl.constexpr):
+    """dt = softplus(raw + bias), linear above 20 as in PyTorch."""
+    rows, hs = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, H)
+    inside = (rows < count)[:, None] & (hs < h)[None]
+    raw = tl.load(raw_ptr + rows[:, None].to(tl.int64) * sr + hs[None], mask=inside, other=0.0).to(tl.float32)
+    raw += tl.load(bias_ptr + hs, mask=hs < h, other=0.0).to(tl.float32)[None]
+    # log(1 + u) to the last digit, also where 1 + u rounds
+    u = tl.exp(tl.minimum(raw, 20.0))
+    grown = 1 + u
+    log = tl.log(grown) * (u / tl.where(grown == 1, 1.0, grown - 1))
+    dt = tl.where(raw > 20, raw, tl.where(grown == 1, u, log))
+    tl.store(dt_ptr + rows[:, None] * h + hs[None], dt, mask=inside)
+
+
+@triton.jit
+def _step_sizes_backward(raw_ptr, bias_ptr, ddt_ptr, draw_ptr, dbias_ptr, count, h, width, sr, sd,
+                         ROWS: tl.constexpr, H: tl.constexpr):  # fmt: skip
+    """The gradient of raw, zeros in the columns that pad it up to `width`, and the bias's sum over these rows."""
+    rows, hs = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, H)
+    inside = (rows < count)[:, None] & (hs < h)[None]
+    raw = tl.load(raw_ptr + rows[:, None].to(tl.int64) * sr + hs[None], mask=inside, other=0.0).to(tl.float32)
+    raw += tl.load(bias_ptr + hs, mask=hs < h, other=0.0).to(tl.float32)[None]
+    ddt = tl.load(ddt_ptr + rows[:, None] * h + hs[None], mask=inside, other=0.0)
+    draw = tl.where(raw > 20, ddt, ddt * tl.sigmoid(raw))
+    place = draw_ptr + rows[:, None].to(tl.int64) * sd + hs[None]
+    tl.store(place, draw, mask=(rows < count)[:, None] & (hs < width)[None])
+    tl.store(dbias_ptr + tl.program_id(0) * h + hs, tl.sum(draw, 0), mask=hs < h)
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def _residual_backward(residual_ptr, rstd_ptr, w_ptr, dx_ptr, A_ptr, dnew_ptr, dresidual_ptr, dw_ptr, seed, threshold,
+                       factor, rows, turns, c, sd, RANK: tl.constexpr, DROP: tl.constexpr,
+                       C: tl.constexpr):  # fmt: skip
+    """The residual's gradient: of the sum, and through the norm what came back of x and of dropout(x) A^T."""
+    cs = tl.arange(0, C)
+    w = tl.load(w_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
+    dw = tl.zeros((C,), tl.float32)
+    first = tl.program_id(0).to(tl.int64)
+    for turn in range(turns):
+        row = first + turn * tl.num_programs(0)
+        here = (cs < c) & (row < rows)
+        dx = tl.load(dx_ptr + row * sd + cs, mask=here, other=0.0).to(tl.float32)
+        if RANK > 0:
+            low = tl.zeros((C,), tl.float32)
+            for j in tl.static_range(RANK):
+                d = tl.load(dx_ptr + row * sd + c + j, mask=row < rows, other=0.0).to(tl.float32)
+                low += d * tl.load(A_ptr + j * c + cs, mask=cs < c, other=0.0).to(tl.float32)
+            if DROP:
+                at = row.to(tl.int32) + tl.zeros((C,), tl.int32)
+                low = tl.where(kept(seed, threshold, at, cs, c), low * factor, 0.0)
+            dx += low
+        x = tl.load(residual_ptr + row * c + cs, mask=here, other=0.0)
+        dnew = tl.load(dnew_ptr + row * c + cs, mask=here, other=0.0)
+        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
+        hat = x * rstd
+        dw += dx * hat
+        dhat = dx * w
+        dresidual = dnew + rstd * (dhat - hat * (tl.sum(dhat * hat, 0) / c))
+        tl.store(dresidual_ptr + row * c + cs, dresidual, mask=here)
+    tl.store(dw_ptr + tl.program_id(0) * c + cs, dw, mask=cs < c)
+
+
+def _joined(weight: Tensor, B: Tensor | None, settings: BlockSettings) -> Tensor:
+    """[W, scale B, 0] in the products' dtype (o d+padded_rank), o a multiple of 8 as the fast matrix kernels want."""
+    out, width = weight.shape
+    rank = 0 if B is None else B.shape[1]
+    joined = torch.empty(out + -out % 8, width + padded_rank(rank), dtype=settings.dtype, device=weight.device)
+    joined[:out, :width].copy_(weight)
+    joined[out:].zero_()
+    if B is not None:
+        joined[:out, width : width + rank].copy_(B * settings.scale)
+        joined[:out, width + rank :].zero_()
+    return joined
+
+
+def _cut(zxBCdt: Tensor, e: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
+    """in_proj's rows (b l w): z (t e), what the convolution reads (b l c), and dt with padding (t w-e-c)."""
+    rows = zxBCdt.flatten(0, 1)
+    return rows[:, :e], zxBCdt[..., e : e + c], rows[:, e + c :]
+
+
+def _scan_inputs(xBC: Tensor, e: int, h: int, settings: BlockSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """x (b l h p), B and C (b l g n) of xBC (b l c)."""
+    g, n = settings.groups, settings.d_state
+    x, B, C = xBC.split([e, g * n, g * n], dim=-1)
+    return x.unflatten(-1, (h, e // h)), B.unflatten(-1, (g, n)), C.unflatten(-1, (g, n))
+
+
+class _Block(torch.autograd.Function):
+    """Tensors in the order of `block`."""
+
+    @staticmethod
+    def forward(ctx, residual, norm, weight, A, B, conv, conv_bias, dt_bias, A_log, D, gate, out_weight, settings):  # type: ignore[no-untyped-def]  # torch's own signature
+        b, l, d = residual.shape
+        e, c, h = len(gate), len(conv), len(dt_bias)
+        residual = residual.contiguous()
+        rank = 0 if A is None else len(A)
+        dtype, device = settings.dtype, residual.device
+        rows = residual.view(b * l, d)
+        x = torch.empty(b * l, d + padded_rank(rank), dtype=dtype, device=device)
+        rstd = norm_forward(rows, None, norm, settings.eps, x[:, :d])
+        if A is not None:
+            narrow(x[:, :d], A.contiguous(), settings.dropout, x[:, d:])
+        joined, out_narrow = _joined(weight, B, settings), out_weight.to(dtype)
+        zxBCdt = torch.mm(x, joined.t()).view(b, l, -1)
+        z, xBC, raw = _cut(zxBCdt, e, c)
+        dt = torch.empty(b, l, h, dtype=torch.float32, device=device)
+        sizes = {"ROWS": STEP_SIZE.rows, "H": triton.next_power_of_2(h), "num_warps": STEP_SIZE.warps}
+        _step_sizes[(triton.cdiv(b * l, STEP_SIZE.rows),)](raw, dt_bias, dt, b * l, h, raw.stride(0), **sizes)
+        xBC = conv_forward(xBC, conv.contiguous(), conv_bias, None)
+        decay = -A_log.float().exp()
+        scanned, B_scan, C_scan = _scan_inputs(xBC, e, h, settings)
+        y = scan_forward(scanned, dt, decay, B_scan, C_scan, D)
+        gated = torch.empty(b * l, e, dtype=dtype, device=device)
+        gate_rstd = norm_forward(y.view(b * l, e), z, gate, settings.eps, gated)
+        ctx.save_for_backward(
+            residual, norm, A, conv, conv_bias, dt_bias, decay, D, gate,
+            x, rstd, joined, zxBCdt, dt, y, gate_rstd, out_narrow,
+        )  # fmt: skip
+        ctx.settings, ctx.rank, ctx.out_features = settings, rank, len(weight)
+        ctx.dtypes = [t.dtype if isinstance(t, Tensor) else None for t in (weight, B, A_log, out_weight)]
+        return residual + torch.mm(gated, out_narrow.t()).view(b, l, d)
+
+    @staticmethod
+    def backward(ctx, dnew):  # type: ignore[no-untyped-def]
+        saved = ctx.saved_tensors
+        residual, norm, A, conv, conv_bias, dt_bias, decay, D, gate = saved[:9]
+        x, rstd, joined, zxBCdt, dt, y, gate_rstd, out_narrow = saved[9:]
+        b, l, d = residual.shape
+        e, c = len(gate), len(conv)
+        wanted = ctx.needs_input_grad
+        _, _, log_dtype, out_dtype = ctx.dtypes
+        dnew = dnew.contiguous()
+        dzxBCdt = torch.empty_like(zxBCdt)
+        parts, dparts = _cut(zxBCdt, e, c), _cut(dzxBCdt, e, c)
+
+        dout = dnew.view(b * l, d).to(x.dtype)
+        dy, gated = torch.mm(dout, out_narrow), torch.empty(b * l, e, dtype=x.dtype, device=x.device)
+        # dy is read before it is written over
+        dgate = norm_backward(y.view(b * l, e), parts[0], gate, gate_rstd, dy, dy, dparts[0], gated)
+        dout_weight = torch.mm(dout.t(), gated).to(out_dtype) if wanted[11] else None
+        del gated
+        dconv, dconv_bias, ddecay, dD, ddt_bias = _backward_between(
+            ctx.settings, conv, conv_bias, dt_bias, decay, D, dt, dy.view(y.shape), parts, dparts
+        )
+        del dy
+        rows = dzxBCdt.flatten(0, 1)
+        dweight, dB = _backward_weights(ctx, x, rows)
+        dx, dA = torch.mm(rows, joined), None
+        if wanted[3]:
+            dA = narrow_gradient(x[:, :d], dx[:, d:], len(A), ctx.settings.dropout).to(A.dtype)
+        dresidual, dnorm = _backward_residual(ctx.settings, residual, rstd, norm, dx, A, dnew)
+        return (
+            dresidual, dnorm.to(norm.dtype), dweight, dA, dB, dconv.to(conv.dtype), dconv_bias.to(conv_bias.dtype),
+            ddt_bias.to(dt_bias.dtype), (ddecay * decay).to(log_dtype), dD.to(D.dtype), dgate.to(gate.dtype),
+            dout_weight, None,
+        )  # fmt: skip
+
+
+def _backward_weights(ctx, x: Tensor, drows: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def]
+    """Gradients of W and of LoRA's B where they train: x (t d+padded_rank) went in, drows (t o) came back."""
+    weight_dtype, B_dtype, _, _ = ctx.dtypes
+    _, _, wants_weight, _, wants_B, *_ = ctx.needs_input_grad
+    width = x.shape[1] - padded_rank(ctx.rank)
+    dweight = dB = None
+    if wants_weight:
+        joined = torch.mm(drows.t(), x)[: ctx.out_features]
+        dweight, low = joined[:, :width].to(weight_dtype), joined[:, width:]
+    elif wants_B:
+        low = torch.mm(drows.t(), x[:, width:])[: ctx.out_features]
+    if wants_B:
+        dB = (low[:, : ctx.rank] * ctx.settings.scale).to(B_dtype)
+    return dweight, dB
+
+
+def _backward_between(
+    settings: BlockSettings,
+    conv: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    decay: Tensor,
+    D: Tensor,
+    dt: Tensor,
+    dy: Tensor,
+    parts: tuple[Tensor, Tensor, Tensor],
+    dparts: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """From the scan back to in_proj: writes dparts; gradients of convolution, bias, decay, D and dt's bias."""
+    (_, raw_xBC, raw), (_, draw_xBC, draw) = parts, dparts
+    b, l, h, p = dy.shape
+    xBC = conv_forward(raw_xBC, conv, conv_bias, None)
+    dxBC = torch.empty_like(xBC)
+    x, B, C = _scan_inputs(xBC, h * p, h, settings)
+    dx, dB, dC = _scan_inputs(dxBC, h * p, h, settings)
+    ddt, ddecay, dB_wide, dC_wide, dD, _ = scan_backward(x, dt, decay, B, C, D, None, dy, None, dx)
+    dB.copy_(dB_wide)
+    dC.copy_(dC_wide)
+    dconv, dconv_bias = conv_backward(raw_xBC, conv, conv_bias, None, dxBC, draw_xBC, None)
+    programs, width = triton.cdiv(b * l, STEP_SIZE.rows), draw.shape[1]
+    ddt_bias = torch.empty(programs, h, dtype=torch.float32, device=dt.device)
+    _step_sizes_backward[(programs,)](
+        raw, dt_bias, ddt, draw, ddt_bias, b * l, h, width, raw.stride(0), draw.stride(0),
+        ROWS=STEP_SIZE.rows, H=triton.next_power_of_2(width), num_warps=STEP_SIZE.warps,
+    )  # fmt: skip
+    return dconv, dconv_bias, ddecay, dD, ddt_bias.sum(0)
+
+
+def _backward_residual(
+    settings: BlockSettings, residual: Tensor, rstd: Tensor, norm: Tensor, dx: Tensor, A: Tensor | None, dnew: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the residual and of its norm's weight."""
+    b, l, d = residual.shape
+    programs = min(b * l, RESIDUAL_GRADIENT.programs)
+    dresidual = torch.empty_like(residual)
+    dnorm = torch.empty(programs, d, dtype=torch.float32, device=residual.device)
+    dropout = settings.dropout
+    _residual_backward[(programs,)](
+        residual, rstd, norm, dx, dx if A is None else A, dnew, dresidual, dnorm,
+        dropout.seed, dropout.threshold, dropout.factor, b * l, triton.cdiv(b * l, programs), d, dx.stride(0),
+        RANK=0 if A is None else len(A), DROP=dropout.probability > 0, C=triton.next_power_of_2(d),
+        num_warps=RESIDUAL_GRADIENT.warps,
+    )  # fmt: skip
+    return dresidual, dnorm.sum(0)
+
+
+def block(
+    residual: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    A: Tensor | None,
+    B: Tensor | None,
+    conv: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    gate: Tensor,
+    out_weight: Tensor,
+    settings: BlockSettings,
+) -> Tensor:
+    """The next residual (b l d) float32 after residual (b l d) float32.
+
+    norm (d); in_proj: weight (w d) and LoRA's A (r d), B (w r) or None; conv (c k), k a power of two, conv_bias (c);
+    dt_bias, A_log, D (h); gate (e), the gated norm's weight; out_weight (d e).
+    """
+    tensors = (residual, norm, weight, A, B, conv, conv_bias, dt_bias, A_log, D, gate, out_weight)
+    return _Block.apply(*tensors, settings)  # type: ignore[no-any-return,no-untyped-call]

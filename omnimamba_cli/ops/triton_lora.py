@@ -1,0 +1,137 @@
+"""Dropout and the narrow half of a LoRA pair as Triton kernels: nothing as wide as the inputs is written.
+
+Which entries dropout keeps is a function of a seed and the entry's place, so that the backward pass asks again instead
+of reading a mask. Held to plain PyTorch by tests/ops. Importing needs Triton.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from omnimamba_cli.ops.train_plans import LORA, LORA_GRADIENT, TilePlan
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Entries are zero with a probability, the others larger by as much as keeps the mean."""
+
+    probability: float = 0.0
+    seed: int = 0  # below 2^31
+
+    @property
+    def threshold(self) -> int:
+        """Of 31 random bits: an entry is kept from here on."""
+        return round(self.probability * 2**31)
+
+    @property
+    def factor(self) -> float:
+        """Of what is kept."""
+        return 1 / (1 - self.probability)
+
+
+@triton.jit
+def kept(seed, threshold, rows, columns, width):
+    """Whether dropout keeps the entries of some rows and columns; a hash of their place (MurmurHash3's last steps)."""
+    bits = (rows.to(tl.uint32) * width + columns.to(tl.uint32)) * 0x9E3779B1 + seed.to(tl.uint32)
+    bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
+    bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
+    bits = (bits ^ (bits >> 16)) >> 1
+    return bits.to(tl.int32) >= threshold
+
+
+@triton.jit
+def _dropped(ptr, rows, columns, count, width, stride, seed, threshold, factor, DROP: tl.constexpr):
+    """A tile of x after dropout, in x's dtype; zeros past the end."""
+    mask = (rows < count)[:, None] & (columns < width)[None]
+    x = tl.load(ptr + rows[:, None].to(tl.int64) * stride + columns[None], mask=mask, other=0.0)
+    if DROP:
+        keep = kept(seed, threshold, rows[:, None], columns[None], width)
+        x = tl.where(keep, x.to(tl.float32) * factor, 0.0).to(x.dtype)
+    return x
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def _narrow(x_ptr, A_ptr, out_ptr, seed, threshold, factor, count, width, rank, sx, so, DROP: tl.constexpr,
+            R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, precision: tl.constexpr):  # fmt: skip
+    rows, rs = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, R)
+    total = tl.zeros((ROWS, R), tl.float32)
+    for start in range(0, width, COLUMNS):
+        cs = start + tl.arange(0, COLUMNS)
+        x = _dropped(x_ptr, rows, cs, count, width, sx, seed, threshold, factor, DROP)
+        inside = (rs < rank)[:, None] & (cs < width)[None]
+        A = tl.load(A_ptr + rs[:, None] * width + cs[None], mask=inside, other=0.0).to(x.dtype)
+        total = tl.dot(x, tl.trans(A), total, input_precision=precision)
+    tl.store(out_ptr + rows[:, None].to(tl.int64) * so + rs[None], total, mask=(rows < count)[:, None])
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def _narrow_gradient(x_ptr, d_ptr, parts_ptr, seed, threshold, factor, count, width, sx, sd, DROP: tl.constexpr,
+                     R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                     precision: tl.constexpr):  # fmt: skip
+    """A part of A's gradient: of a block of columns and every num_programs(1)-th tile of rows."""
+    cs, rs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, R)
+    total = tl.zeros((R, COLUMNS), tl.float32)
+    for start in range(tl.program_id(1) * ROWS, count, tl.num_programs(1) * ROWS):
+        rows = start + tl.arange(0, ROWS)
+        x = _dropped(x_ptr, rows, cs, count, width, sx, seed, threshold, factor, DROP)
+        place = d_ptr + rows[:, None].to(tl.int64) * sd + rs[None]
+        d = tl.load(place, mask=(rows < count)[:, None], other=0.0)
+        total = tl.dot(tl.trans(d), x, total, input_precision=precision)
+    place = (tl.program_id(1) * R + rs)[:, None] * width + cs[None]
+    tl.store(parts_ptr + place, total, mask=(cs < width)[None])
+
+
+def padded_rank(rank: int) -> int:
+    """Columns that a narrow half takes: what the matrix units want at least, zeros after the rank."""
+    return 0 if rank == 0 else max(16, triton.next_power_of_2(rank))
+
+
+def _settings(x: Tensor, rank: int, dropout: Dropout, plan: TilePlan) -> dict[str, object]:
+    return {
+        "DROP": dropout.probability > 0,
+        "R": padded_rank(rank),
+        "ROWS": plan.rows,
+        "COLUMNS": plan.columns,
+        "precision": "ieee" if x.dtype == torch.float32 else "tf32",
+        "num_warps": plan.warps,
+    }
+
+
+def narrow(x: Tensor, A: Tensor, dropout: Dropout, out: Tensor, plan: TilePlan = LORA) -> None:
+    """dropout(x) A^T of x (t d), A (r d), contiguous, into out (t padded_rank(r)); zeros beyond r."""
+    count, width = x.shape
+    rank = len(A)
+    _narrow[(triton.cdiv(count, plan.rows),)](
+        x, A, out, dropout.seed, dropout.threshold, dropout.factor, count, width, rank, x.stride(0), out.stride(0),
+        **_settings(x, rank, dropout, plan),
+    )  # fmt: skip
+
+
+def narrow_gradient(x: Tensor, d: Tensor, rank: int, dropout: Dropout, plan: TilePlan = LORA_GRADIENT) -> Tensor:
+    """A's gradient (r d) float32 of `narrow` for the gradient d (t padded_rank(r)) of what it wrote."""
+    count, width = x.shape
+    tiles = triton.cdiv(count, plan.rows)
+    splits = triton.cdiv(tiles, plan.turns)
+    settings = _settings(x, rank, dropout, plan)
+    parts = torch.empty(splits, padded_rank(rank), width, dtype=torch.float32, device=x.device)
+    _narrow_gradient[(triton.cdiv(width, plan.columns), splits)](
+        x, d, parts, dropout.seed, dropout.threshold, dropout.factor, count, width, x.stride(0), d.stride(0), **settings
+    )
+    return parts.sum(0)[:rank]
+
+
+@triton.jit
+def _mask(out_ptr, seed, threshold, width, C: tl.constexpr):
+    row, cs = tl.program_id(0), tl.arange(0, C)
+    keep = kept(seed, threshold, row + tl.zeros((C,), tl.int32), cs, width)
+    tl.store(out_ptr + row * width + cs, keep.to(tl.int8), mask=cs < width)
+
+
+def dropout_mask(rows: int, width: int, dropout: Dropout, device: torch.device) -> Tensor:
+    """What dropout keeps of (rows width), as booleans."""
+    out = torch.empty(rows, width, dtype=torch.int8, device=device)
+    _mask[(rows,)](out, dropout.seed, dropout.threshold, width, C=triton.next_power_of_2(width))
+    return out.bool()

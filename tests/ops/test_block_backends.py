@@ -1,0 +1,187 @@
+"""A block's fast training step against its plain form, forward and gradients: on a GPU, or interpreted without one."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from omnimamba_cli.config import Mamba2Config
+from omnimamba_cli.model.mamba2 import Block
+from tests.numerics import assert_close
+from tests.ops.test_scan_backends import dirty_memory
+
+SMALL = Mamba2Config(
+    d_model=24, n_layer=2, headdim=16, d_state=16, chunk_size=16, lora_rank=3, lora_alpha=6.0, lora_dropout=0.0
+)
+REAL = replace(SMALL, d_model=512, headdim=64, d_state=128, lora_rank=8, lora_dropout=0.25)
+SEED = 1234
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def made(config: Mamba2Config, device: str) -> Block:
+    """A block whose every tensor matters, LoRA's B and the biases too."""
+    torch.manual_seed(0)
+    block = Block(config).to(device)
+    with torch.no_grad():
+        for p in block.parameters():
+            p += 0.05 * torch.randn_like(p)
+    return block
+
+
+def plain(block: Block, residual: Tensor, task: str, mask: Tensor | None) -> Tensor:
+    """The block by PyTorch in float64 or float32, dropout by a mask (b l d) of what is kept."""
+    mixer, in_proj = block.mixer, block.mixer.in_proj
+    c = mixer.config
+    if mask is None:
+        return block.eval()(residual, task)
+    x = block.norm(residual)
+    pair = in_proj.pair(task)
+    low = F.linear(x * mask / (1 - c.lora_dropout), pair.A)
+    known = F.linear(x, in_proj.weight) + in_proj.scale * F.linear(low, pair.B)
+    forward, in_proj.forward = in_proj.forward, lambda u, task: known
+    try:
+        return residual + mixer(x, task)
+    finally:
+        in_proj.forward = forward
+
+
+def compare(config: Mamba2Config, device: str, b: int, l: int, dtype: torch.dtype, tolerance: float) -> None:
+    """Output and every gradient of the fast step, its products in a dtype, against the plain block in float64."""
+    from omnimamba_cli.ops.triton_block import BlockSettings, block
+    from omnimamba_cli.ops.triton_lora import Dropout, dropout_mask
+
+    fast = made(config, device)
+    exact = made(config, device).double()
+    rng = torch.Generator().manual_seed(l)
+    residual, weights = torch.randn(2, b, l, config.d_model, generator=rng).to(device).unbind()
+    dropout = Dropout(config.lora_dropout, SEED)
+    mask = None
+    if config.lora_dropout:
+        mask = dropout_mask(b * l, config.d_model, dropout, torch.device(device)).view(residual.shape).double()
+    leaf = residual.double().requires_grad_()
+    want = plain(exact, leaf, "mmu", mask)
+    (want * weights).sum().backward()
+
+    m, pair = fast.mixer, fast.mixer.in_proj.pair("mmu")
+    settings = BlockSettings(config.ngroups, config.d_state, config.norm_eps, dtype, m.in_proj.scale, dropout)
+    low = (None, None) if pair is None else (pair.A, pair.B)
+    start = residual.clone().requires_grad_()
+    with dirty_memory():
+        got = block(
+            start, fast.norm.weight, m.in_proj.weight, *low, m.conv1d.weight[:, 0], m.conv1d.bias, m.dt_bias, m.A_log,
+            m.D, m.norm.weight, m.out_proj.weight, settings,
+        )  # fmt: skip
+        (got * weights).sum().backward()
+    assert_close("new residual", want - leaf, got - start, tolerance)
+    assert_close("dresidual", leaf.grad - weights.double(), start.grad - weights, tolerance)
+    for (name, p), q in zip(fast.named_parameters(), exact.parameters(), strict=True):
+        if q.grad is None:
+            assert p.grad is None, name
+        else:
+            assert_close(f"d{name}", q.grad, p.grad, tolerance)
+
+
+def compare_as_trained(config: Mamba2Config, device: str) -> None:
+    """What Block.forward does by itself: dropout from the seeded generator, the same when it is computed again."""
+    from omnimamba_cli.ops.triton_lora import Dropout, dropout_mask
+
+    block = made(config, device).train()
+    start = torch.randn(2, 5, config.d_model).to(device)
+    results = []
+    for recompute in (False, True):
+        block.zero_grad()
+        leaf = start.clone().requires_grad_()
+        torch.manual_seed(SEED)
+        out = checkpoint(block, leaf, "mmu", use_reentrant=False) if recompute else block(leaf, "mmu")
+        assert "Block" in type(out.grad_fn).__name__
+        out.square().sum().backward()
+        results.append([out.detach(), leaf.grad, *(p.grad for p in block.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    torch.manual_seed(SEED)
+    dropout = Dropout(config.lora_dropout, int(torch.randint(1 << 31, (1,))))
+    mask = dropout_mask(10, config.d_model, dropout, start.device).view(start.shape)
+    with torch.no_grad():
+        assert_close("out", plain(block, start, "mmu", mask) - start, results[0][0] - start, 1e-4)
+
+
+def compare_frozen(device: str) -> None:
+    """Where LoRA alone trains its gradients are those of a block that trains whole."""
+    grads = []
+    for frozen in (False, True):
+        block = made(replace(SMALL, lora_dropout=0.25), device).train()
+        for name, p in block.named_parameters():
+            p.requires_grad_(not frozen or ".lora." in name)
+        torch.manual_seed(SEED)
+        block(torch.ones(1, 4, SMALL.d_model, device=device), "mmu").square().sum().backward()
+        grads.append([p.grad for name, p in block.named_parameters() if ".lora.mmu." in name])
+        assert not frozen or all(p.grad is None for name, p in block.named_parameters() if ".lora." not in name)
+    for a, b in zip(*grads, strict=True):
+        assert_close("LoRA's gradient", a, b, 1e-6)
+
+
+@pytest.mark.gpu
+@cuda
+def test_block_trains_in_one_step_on_a_gpu() -> None:
+    compare_as_trained(REAL, "cuda")
+    compare_frozen("cuda")
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("l", [1, 65, 329])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 3e-2)])
+def test_block_on_a_gpu(l: int, dtype: torch.dtype, tolerance: float) -> None:
+    compare(REAL, "cuda", 2, l, dtype, tolerance)
+    compare(replace(REAL, ngroups=2, d_state=64, lora_rank=0), "cuda", 2, l, dtype, tolerance)
+
+
+INTERPRETED = """
+import torch
+from dataclasses import replace
+from omnimamba_cli.ops import registry
+from tests.ops.test_block_backends import SMALL, compare, compare_as_trained, compare_frozen
+compare(SMALL, "cpu", 2, 19, torch.float32, 1e-4)
+compare(replace(SMALL, ngroups=3, lora_rank=0), "cpu", 1, 5, torch.float32, 1e-4)
+dropped = replace(SMALL, lora_dropout=0.25)
+compare(dropped, "cpu", 2, 3, torch.float32, 1e-4)
+registry._triton_refusal = lambda x: None
+compare_as_trained(dropped, "cpu")
+compare_frozen("cpu")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is a Linux package")
+def test_block_interpreted_on_the_cpu() -> None:
+    pytest.importorskip("triton")
+    # a process of its own: Triton reads the variable when it is imported
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is a Linux package")
+def test_dropout_keeps_its_share_and_knows_no_pattern() -> None:
+    pytest.importorskip("triton")
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", MASKS], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+MASKS = """
+import torch
+from omnimamba_cli.ops.triton_lora import Dropout, dropout_mask
+p, shape = 0.05, (200, 1024)
+first, again, other = (dropout_mask(*shape, Dropout(p, seed), torch.device("cpu")).double() for seed in (7, 7, 8))
+assert torch.equal(first, again)
+error = (p * (1 - p) / first.numel()) ** 0.5  # of a mean
+assert abs(first.mean() - (1 - p)) < 4 * error
+even = lambda a, b: abs(float(((a - 1 + p) * (b - 1 + p)).mean()) / (p * (1 - p))) * a.numel() ** 0.5 < 4
+assert even(first, other) and even(first[1:], first[:-1]) and even(first[:, 1:], first[:, :-1])
+assert first.mean(0).std() < 1.2 * (p * (1 - p) / shape[0]) ** 0.5
+"""
