@@ -10,7 +10,7 @@ import typer
 
 from omnimamba_cli.cli import models, targets
 from omnimamba_cli.cli.option_groups import takes_groups
-from omnimamba_cli.cli.options import Force, ModelOptions, ReportOptions
+from omnimamba_cli.cli.options import DecodingOptions, Force, ReportOptions
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import InputError, UsageError
 
@@ -26,7 +26,7 @@ def command(
     *,
     suite: Annotated[Literal["picturebook"], typer.Argument(help="What to measure with.")],
     data: Annotated[str, typer.Option("--data", metavar="DIR", help="Folder of the data set.")],
-    where: ModelOptions,
+    where: DecodingOptions,
     limit: Annotated[
         int | None,
         typer.Option("--limit", metavar="N", min=1, help="At most N pictures of each split.", show_default=False),
@@ -93,7 +93,7 @@ def check_targets(sheets: list[str | None], out_file: str | None, force: bool) -
         targets.check(path, force)
 
 
-def measure(out: Output, folder: Path, where: ModelOptions, limit: int | None, draw: int) -> "EvaluationResult":
+def measure(out: Output, folder: Path, where: DecodingOptions, limit: int | None, draw: int) -> "EvaluationResult":
     """The evaluation, with its progress on stderr."""
     from omnimamba_cli.engine import evaluation
     from omnimamba_cli.engine.results import EvaluationStep

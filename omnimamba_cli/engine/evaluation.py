@@ -179,6 +179,7 @@ def _facts(
             **settings,
             "device": str(session.device),
             "dtype": str(session.dtype).removeprefix("torch."),
+            "quantize": session.quantization,
             "template": session.config.prompt,
             "caption_sampling": _caption_sampling(session.config).to_dict(),
             "image_sampling": _image_sampling(session.config).to_dict() if prompts else None,

@@ -40,7 +40,7 @@ FLAGS = {
     "doctor": "",
     "bench": f"{MODEL} --seq-len --task --batch --baseline --full --seconds --plot --force --rows-mmu --rows-t2i "
     "--checkpoint-activations --quantize",
-    "eval": f"{MODEL} --data --limit --draw --sheet --failures --out --force",
+    "eval": f"{MODEL} --quantize --data --limit --draw --sheet --failures --out --force",
     "data check": "--image-root --model --preset --tokenizer --task --decode --all --examples --list --max-bad-share "
     "--speed --seed",
     "data index": "--output --force",
