@@ -7,6 +7,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class ScanForwardPlan:
+    """The scan's forward pass, which keeps the state of a row and head in registers."""
+
+    chunk: int  # times of one turn of its loop
+    warps: int
+    stages: int  # turns in flight
+
+
+@dataclass(frozen=True)
 class ScanKernel:
     """One kernel of the scan's backward pass."""
 
@@ -43,6 +52,7 @@ class RowPlan:
     programs: int  # at most
 
 
+SCAN_FORWARD = ScanForwardPlan(chunk=32, warps=4, stages=3)
 SCAN_GRADIENT = ScanGradientPlan(
     chunk=64, states=ScanKernel(4, 2), between=ScanKernel(8, 2, heads=16), within=ScanKernel(4, 2, heads=16)
 )
