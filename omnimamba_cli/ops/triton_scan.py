@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.train_plans import SCAN_FORWARD, ScanForwardPlan
+from omnimamba_cli.ops.train_plans import SCAN_FORWARD, SCAN_FORWARD_FLOAT32, ScanForwardPlan
 from omnimamba_cli.ops.triton_scan_backward import scan_backward
 
 
@@ -98,13 +98,14 @@ def scan_forward(
     D: Tensor,
     state: Tensor | None = None,
     last: Tensor | None = None,
-    plan: ScanForwardPlan = SCAN_FORWARD,
+    plan: ScanForwardPlan | None = None,
 ) -> Tensor:
     """y (b l h p) of reference.ssd_scan; the last state goes into `last` (b h p n) float32 where it is wanted.
 
     Innermost strides of x, B and C are 1.
     """
     b, l, h, p = x.shape
+    plan = plan or (SCAN_FORWARD_FLOAT32 if x.dtype == torch.float32 else SCAN_FORWARD)
     y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
     _forward[(b * h,)](
         x, dt, A, B, C, D, y if state is None else state, y, y if last is None else last, l, h, h // B.shape[2],
