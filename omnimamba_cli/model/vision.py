@@ -1,5 +1,6 @@
 """Frozen image encoders, built by timm: patches of the block before the last, joined by feature."""
 
+from functools import cache
 from typing import Any
 
 import timm
@@ -14,6 +15,13 @@ def _options(config: TowerConfig) -> dict[str, Any]:  # Any: timm's own keyword 
     if config.name.startswith("vit_"):
         options.setdefault("img_size", config.image_size)  # fixes the size of the position table
     return options
+
+
+@cache
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as (c 1 1), kept: each copy from the host would wait for all that the GPU still has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 class Tower(nn.Module):
@@ -31,7 +39,7 @@ class Tower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels (b 3 s s) in [0,1] to patches (b n c)."""
-        mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        mean, std = (_per_channel(tuple(v), pixels.dtype, pixels.device) for v in (self.mean, self.std))
         layout = "NLC" if self.is_vit else "NCHW"
         maps = self.net.forward_intermediates(
             (pixels - mean) / std, indices=[self.block], norm=False, output_fmt=layout, intermediates_only=True

@@ -7,6 +7,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class ScanForwardPlan:
+    """The scan's forward pass, which keeps the state of a row and head in registers."""
+
+    chunk: int  # times of one turn of its loop
+    warps: int
+    stages: int  # turns in flight
+
+
+@dataclass(frozen=True)
 class ScanKernel:
     """One kernel of the scan's backward pass."""
 
@@ -43,12 +52,14 @@ class RowPlan:
     programs: int  # at most
 
 
+SCAN_FORWARD = ScanForwardPlan(chunk=32, warps=4, stages=3)
+SCAN_FORWARD_FLOAT32 = ScanForwardPlan(chunk=16, warps=8, stages=1)  # larger ones do not fit the registers
 SCAN_GRADIENT = ScanGradientPlan(
-    chunk=64, states=ScanKernel(4, 2), between=ScanKernel(8, 2, heads=16), within=ScanKernel(4, 2, heads=16)
+    chunk=64, states=ScanKernel(4, 3), between=ScanKernel(8, 3, heads=16), within=ScanKernel(4, 2, heads=16)
 )
 # of float32 in full: no matrix units, large tiles do not fit
 SCAN_GRADIENT_FLOAT32 = ScanGradientPlan(
-    chunk=32, states=ScanKernel(8, 1), between=ScanKernel(8, 1, heads=16), within=ScanKernel(8, 1, heads=16)
+    chunk=16, states=ScanKernel(8, 1), between=ScanKernel(8, 1, heads=16), within=ScanKernel(8, 1, heads=16)
 )
 CONV = TilePlan(rows=16, columns=128)
 CONV_GRADIENT = TilePlan(rows=16, columns=64, warps=4, turns=4)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.train_plans import RESIDUAL_GRADIENT, STEP_SIZE
+from omnimamba_cli.ops.train_plans import RESIDUAL_GRADIENT, STEP_SIZE, RowPlan
 from omnimamba_cli.ops.triton_fused import conv_backward, conv_forward, norm_backward, norm_forward
 from omnimamba_cli.ops.triton_lora import Dropout, kept, narrow, narrow_gradient, padded_rank
 from omnimamba_cli.ops.triton_scan import scan_forward
@@ -242,11 +242,18 @@ def _backward_between(
 
 
 def _backward_residual(
-    settings: BlockSettings, residual: Tensor, rstd: Tensor, norm: Tensor, dx: Tensor, A: Tensor | None, dnew: Tensor
+    settings: BlockSettings,
+    residual: Tensor,
+    rstd: Tensor,
+    norm: Tensor,
+    dx: Tensor,
+    A: Tensor | None,
+    dnew: Tensor,
+    plan: RowPlan = RESIDUAL_GRADIENT,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the residual and of its norm's weight."""
     b, l, d = residual.shape
-    programs = min(b * l, RESIDUAL_GRADIENT.programs)
+    programs = min(b * l, plan.programs)
     dresidual = torch.empty_like(residual)
     dnorm = torch.empty(programs, d, dtype=torch.float32, device=residual.device)
     dropout = settings.dropout
@@ -254,7 +261,7 @@ def _backward_residual(
         residual, rstd, norm, dx, dx if A is None else A, dnew, dresidual, dnorm,
         dropout.seed, dropout.threshold, dropout.factor, b * l, triton.cdiv(b * l, programs), d, dx.stride(0),
         RANK=0 if A is None else len(A), DROP=dropout.probability > 0, C=triton.next_power_of_2(d),
-        num_warps=RESIDUAL_GRADIENT.warps,
+        num_warps=plan.warps,
     )  # fmt: skip
     return dresidual, dnorm.sum(0)
 

@@ -10,10 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from omnimamba_cli.ops.train_plans import SCAN_FORWARD, SCAN_FORWARD_FLOAT32, ScanForwardPlan
 from omnimamba_cli.ops.triton_scan_backward import scan_backward
 
-CHUNK = 32  # rows a tile of the matrix units; the result does not depend on it
-FORWARD_WARPS = 4
+
+@triton.jit
+def tile(ptr, rows, columns, l, stride, size: tl.constexpr):
+    """Times `rows` of some neighbouring channels; zeros past the end."""
+    mask = (rows < l)[:, None]
+    if columns.shape[0] != size:
+        mask = mask & (columns < size)[None]
+    return tl.load(ptr + rows[:, None] * stride + columns[None], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -21,11 +28,8 @@ def _chunk(x_ptr, dt_ptr, B_ptr, C_ptr, A, start, l, sx, sdt, sB, sC, Q: tl.cons
            N: tl.constexpr, p: tl.constexpr, n: tl.constexpr):  # fmt: skip
     """One chunk's x (Q P), dt (Q), B, C (Q N) and its running log decay (Q); rows past l are zero steps."""
     rows, ps, ns = start + tl.arange(0, Q), tl.arange(0, P), tl.arange(0, N)
-    inside = rows < l
-    x = tl.load(x_ptr + rows[:, None] * sx + ps[None], mask=inside[:, None] & (ps < p)[None], other=0.0)
-    dt = tl.load(dt_ptr + rows * sdt, mask=inside, other=0.0).to(tl.float32)
-    B = tl.load(B_ptr + rows[:, None] * sB + ns[None], mask=inside[:, None] & (ns < n)[None], other=0.0)
-    C = tl.load(C_ptr + rows[:, None] * sC + ns[None], mask=inside[:, None] & (ns < n)[None], other=0.0)
+    x, B, C = tile(x_ptr, rows, ps, l, sx, p), tile(B_ptr, rows, ns, l, sB, n), tile(C_ptr, rows, ns, l, sC, n)
+    dt = tl.load(dt_ptr + rows * sdt, mask=rows < l, other=0.0).to(tl.float32)
     return x, dt, B, C, tl.cumsum(dt * A, 0)
 
 
@@ -33,9 +37,8 @@ def _chunk(x_ptr, dt_ptr, B_ptr, C_ptr, A, start, l, sx, sdt, sB, sC, Q: tl.cons
 def _advance(state, x, dt, B, log_decay, total, precision: tl.constexpr):
     """The state (P N) after a chunk."""
     weight = tl.exp(total - log_decay) * dt  # (Q)
-    return state * tl.exp(total) + tl.dot(
-        tl.trans((x * weight[:, None]).to(x.dtype)), B, input_precision=precision, out_dtype=tl.float32
-    )
+    into = tl.trans((x.to(tl.float32) * weight[:, None]).to(x.dtype))
+    return tl.dot(into, B, state * tl.exp(total), input_precision=precision)
 
 
 @triton.jit
@@ -63,9 +66,9 @@ def _forward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_p
         between = tl.where(qs[:, None] >= qs[None], log_decay[:, None] - log_decay[None], float("-inf"))
         scores = tl.dot(C, tl.trans(B), input_precision=precision, out_dtype=tl.float32)
         scores = scores * tl.exp(between) * dt[None]
-        y = tl.dot(scores.to(x.dtype), x, input_precision=precision, out_dtype=tl.float32)
-        held = tl.dot(C, tl.trans(state.to(C.dtype)), input_precision=precision, out_dtype=tl.float32)
-        y += held * tl.exp(log_decay)[:, None] + D * x
+        y = tl.dot(C, tl.trans(state.to(C.dtype)), input_precision=precision, out_dtype=tl.float32)
+        y = y * tl.exp(log_decay)[:, None] + D * x.to(tl.float32)
+        y = tl.dot(scores.to(x.dtype), x, y, input_precision=precision)
         rows = start + qs
         tl.store(y_ptr + rows[:, None] * h * p + ps[None], y, mask=(rows < l)[:, None] & (ps < p)[None])
         state = _advance(state, x, dt, B, log_decay, total, precision)
@@ -79,7 +82,7 @@ def _sizes(x: Tensor, B: Tensor) -> dict[str, object]:
     # float32 in full: the fast path must give the reference's greedy tokens
     precision = "ieee" if x.dtype == torch.float32 else "tf32"
     up = {name: max(16, triton.next_power_of_2(v)) for name, v in (("P", p), ("N", n))}
-    return {"Q": CHUNK, **up, "p": p, "n": n, "precision": precision}
+    return {**up, "p": p, "n": n, "precision": precision}
 
 
 def _strides(x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> list[int]:
@@ -95,17 +98,19 @@ def scan_forward(
     D: Tensor,
     state: Tensor | None = None,
     last: Tensor | None = None,
+    plan: ScanForwardPlan | None = None,
 ) -> Tensor:
     """y (b l h p) of reference.ssd_scan; the last state goes into `last` (b h p n) float32 where it is wanted.
 
     Innermost strides of x, B and C are 1.
     """
     b, l, h, p = x.shape
+    plan = plan or (SCAN_FORWARD_FLOAT32 if x.dtype == torch.float32 else SCAN_FORWARD)
     y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
     _forward[(b * h,)](
         x, dt, A, B, C, D, y if state is None else state, y, y if last is None else last, l, h, h // B.shape[2],
-        *_strides(x, dt, B, C), has_state=state is not None, has_last=last is not None, **_sizes(x, B),
-        num_warps=FORWARD_WARPS,
+        *_strides(x, dt, B, C), has_state=state is not None, has_last=last is not None, Q=plan.chunk,
+        **_sizes(x, B), num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
     return y
 
