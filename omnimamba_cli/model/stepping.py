@@ -129,7 +129,7 @@ class Stepper:
     def memory(self, rows: int, vocabulary: int, state_dtype: torch.dtype) -> StepMemory:
         """Memory for `rows` sequences with scores for so many tokens."""
         c, like = self.config, self.head.norm
-        plan = self.kernels.batch_plan(rows, c.headdim, self.layers[0].into.weight, like)
+        plan = self.kernels.batch_plan(rows, self.layers[0].into.weight, like)
         return StepMemory(c, rows, vocabulary, like, state_dtype, plan)
 
     def step(self, memory: StepMemory) -> None:

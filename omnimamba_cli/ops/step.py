@@ -34,12 +34,12 @@ class StepKernels:
         """The backend's name, as the registry has it."""
         return "torch" if self.products is None else "triton"
 
-    def batch_plan(self, batch: int, p: int, weight: Tensor, model: Tensor) -> BatchPlan | None:
+    def batch_plan(self, batch: int, weight: Tensor, model: Tensor) -> BatchPlan | None:
         """How a step of many rows is cut; None: rows are few, and go through normed_product.
 
-        `weight` is any of the products', `model` any tensor of the model's dtype, p the width of a head.
+        `weight` is any of the products', `model` any tensor of the model's dtype.
         """
-        return None if self.batches is None else step_plans.batch_plan(batch, p, weight.dtype, model.dtype)
+        return None if self.batches is None else step_plans.batch_plan(batch, weight.dtype, model.dtype)
 
     def normed_product(
         self,
@@ -86,7 +86,7 @@ class StepKernels:
         if self.products is None:
             reference.mixer_step(*tensors, **how)
             return
-        plan = plan or step_plans.mixer_plan(len(proj), ssm.shape[2])
+        plan = plan or step_plans.mixer_plan(len(proj))
         self.products.mixer_step(*tensors, plan=plan, pdl=self.pdl and chained, **how)
 
     def join_norm(

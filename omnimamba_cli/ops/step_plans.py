@@ -25,16 +25,14 @@ class ProductPlan:
     columns: int = 0  # a turn of the loop; tile only
     stages: int = 1  # turns in flight; tile only
     splits: int = 1  # tile only; a narrow matrix would leave most of the chip idle
-    ahead: int = 0  # columns asked for while the kernel before still runs; tile only, a power of two
 
 
 @dataclass(frozen=True)
 class MixerPlan:
     """What stands between two products."""
 
-    rows: int  # of a head's state, a program
+    rows: int  # of a head's state, a program; a power of two, and no more than the head has if that is smaller
     warps: int = 4
-    ahead: int = 0  # programs further on, whose state is asked for
 
 
 @dataclass(frozen=True)
@@ -72,25 +70,26 @@ def vector_plan(batch: int, columns: int, weight: torch.dtype) -> ProductPlan:
     return ProductPlan("vector", rows=max(1, min(8, values * warps // 4 // columns)), warps=warps)
 
 
-def batch_plan(batch: int, p: int, weight: torch.dtype, model: torch.dtype) -> BatchPlan | None:
-    """The plan for more rows than vectors are fastest for, with heads of p; None for fewer."""
+def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype) -> BatchPlan | None:
+    """The plan for more rows than vectors are fastest for; None for fewer."""
     quantized = weight != model
     if batch <= (VECTOR_BATCH_QUANTIZED if quantized else VECTOR_BATCH):
         return None
     if model == torch.float32:
         product = ProductPlan("tile", rows=16, columns=32, stages=2) if quantized else ProductPlan("library")
-        return BatchPlan(product, product, product, mixer_plan(batch, p))
+        return BatchPlan(product, product, product, mixer_plan(batch))
+    mixer = MixerPlan(rows=8, warps=1) if batch <= 32 else MixerPlan(rows=64, warps=8)
     into = ProductPlan("tile", rows=64, columns=64, stages=5)
     if batch <= 32:
         out = ProductPlan("tile", rows=64, columns=256, stages=3, splits=4)
     else:
         out = ProductPlan("tile", rows=64, columns=128, stages=4, splits=4)
-    return BatchPlan(into, out, into, mixer_plan(batch, p))
+    return BatchPlan(into, out, into, mixer)
 
 
-def mixer_plan(batch: int, p: int) -> MixerPlan:
-    """The plan for `batch` rows with heads of p; a lone row is cut finer, to fill the chip.
+def mixer_plan(batch: int) -> MixerPlan:
+    """The plan where the convolution is the mixer's, for `batch` rows; a lone row is cut finer.
 
     64 rows of a float32 state do not fit the registers of four warps.
     """
-    return MixerPlan(rows=min(p, 16 if batch <= 4 else 32), warps=4)
+    return MixerPlan(rows=16 if batch <= 4 else 32, warps=4)

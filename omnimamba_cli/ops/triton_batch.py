@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omnimamba_cli.ops.reference import Convolution
 from omnimamba_cli.ops.step_plans import ProductPlan
-from omnimamba_cli.ops.triton_step import fetch, release, wait
+from omnimamba_cli.ops.triton_step import release, wait
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def join_norm(
 @triton.jit
 def _product(x_ptr, w_ptr, scale_ptr, out_ptr, ring_ptr, position_ptr, conv_ptr, bias_ptr, b, rows, first, channels,
              c: tl.constexpr, PART: tl.constexpr, BATCH: tl.constexpr,
-             ROWS: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr, AHEAD: tl.constexpr, k: tl.constexpr,
+             ROWS: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr, k: tl.constexpr,
              PDL: tl.constexpr, precision: tl.constexpr):  # fmt: skip
     """A tile of ROWS weights' rows and BATCH rows of x, over PART columns."""
     release(PDL)
@@ -72,12 +72,6 @@ def _product(x_ptr, w_ptr, scale_ptr, out_ptr, ring_ptr, position_ptr, conv_ptr,
     weights = w_ptr + rs.to(tl.int64)[:, None] * c
     if SCALED:
         scale = tl.load(scale_ptr + rs, mask=rs < rows, other=0.0).to(tl.float32)
-    if AHEAD > 0:
-        # the memory would idle at the seam between two kernels
-        half: tl.constexpr = AHEAD // 2  # two requests a row: one a thread
-        first_columns = tl.minimum(split * PART + tl.arange(0, 2) * half, c - half)
-        lines = w_ptr + tl.minimum(rs, rows - 1).to(tl.int64)[:, None] * c + first_columns[None]
-        fetch(lines, half * (w_ptr.dtype.element_ty.primitive_bitwidth // 8))
     wait(PDL)
     for start in range(split * PART, (split + 1) * PART, COLUMNS):
         ks = start + tl.arange(0, COLUMNS)
@@ -120,7 +114,6 @@ def product(
     assert convolution is None or plan.splits == 1, "a part of a sum has no convolution"
     ring, position, taps, bias, first = convolution or (out, out, out, out, 0)
     b, c = x.shape
-    ahead = plan.ahead if pdl and c * weight.element_size() % 16 == 0 and plan.ahead <= c else 0
     rows = len(weight)
     batch = min(64, max(16, triton.next_power_of_2(b)))
     part = triton.cdiv(triton.cdiv(c, plan.splits), plan.columns) * plan.columns
@@ -129,7 +122,7 @@ def product(
     _product[(triton.cdiv(rows, plan.rows), triton.cdiv(b, batch), plan.splits)](
         x, weight, weight if scale is None else scale, out, ring, position, taps, bias, b, rows, first, taps.shape[-1],
         c=c, PART=part, BATCH=batch, ROWS=plan.rows, COLUMNS=plan.columns, SCALED=scale is not None,
-        AHEAD=ahead, k=0 if convolution is None else len(taps), PDL=pdl, precision=precision,
+        k=0 if convolution is None else len(taps), PDL=pdl, precision=precision,
         num_warps=plan.warps,
         num_stages=plan.stages, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -283,7 +283,7 @@ def block(
 ) -> Tensor:
     """The next residual (b l d) float32 after residual (b l d) float32.
 
-    norm (d); in_proj: weight (w d) and LoRA's A (r d), B (w r) or None; conv (c k), k a power of two, conv_bias (c);
+    norm (d); in_proj: weight (w d) and LoRA's A (r d), B (w r) or None; conv (c k), k at most 4, conv_bias (c);
     dt_bias, A_log, D (h); gate (e), the gated norm's weight; out_weight (d e).
     """
     tensors = (residual, norm, weight, A, B, conv, conv_bias, dt_bias, A_log, D, gate, out_weight)

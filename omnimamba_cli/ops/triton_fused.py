@@ -40,54 +40,81 @@ def _conv_forward(x_ptr, w_ptr, bias_ptr, history_ptr, y_ptr, l, c, sxb, sxl, ha
 
 
 @triton.jit
-def _conv_backward(x_ptr, w_ptr, bias_ptr, history_ptr, dy_ptr, dx_ptr, dhistory_ptr, dw_ptr, dbias_ptr, l, c,
-                   turns, sxb, sxl, syb, syl, sdb, sdl, has_history: tl.constexpr, k: tl.constexpr, ROWS: tl.constexpr,
-                   COLUMNS: tl.constexpr):  # fmt: skip
-    """dx(t) = sum over taps of w dpre(t + k - 1 - tap), dpre the gradient before SiLU, computed where it is needed.
+def _at(x_ptr, history_ptr, t, cs, here, l, c, sxl, k: tl.constexpr, has_history: tl.constexpr):
+    """Inputs at one time t (COLUMNS), as _tap has them."""
+    x = tl.load(x_ptr + t * sxl + cs, mask=here & (t >= 0) & (t < l), other=0.0)
+    if has_history:
+        x += tl.load(history_ptr + (t + k - 1) * c + cs, mask=here & (t < 0) & (t > -k), other=0.0).to(x.dtype)
+    return x
 
-    A program takes `turns` tiles of time, one after the other, and keeps their sums for weight and bias. With a history
-    the first tile lies before time 0.
+
+@triton.jit
+def _conv_backward(x_ptr, w_ptr, bias_ptr, history_ptr, dy_ptr, dx_ptr, dhistory_ptr, dw_ptr, dbias_ptr, l, c,
+                   times, sxb, sxl, syb, syl, sdb, sdl, has_history: tl.constexpr, k: tl.constexpr,
+                   COLUMNS: tl.constexpr):  # fmt: skip
+    """dx(t) = sum over taps of w dpre(t + k - 1 - tap), dpre the gradient before SiLU.
+
+    A program walks `times` times of some channels with the last inputs and gradients in registers, so that each is read
+    and computed once. Fewer than four taps are four of which the first are zero. With a history the first program
+    begins before time 0.
     """
     row = tl.program_id(0).to(tl.int64)
     cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    here = (cs < c)[None]
+    here = cs < c
     x_ptr += row * sxb
     dy_ptr += row * syb
     dx_ptr += row * sdb
     history_ptr += row * (k - 1) * c
-    bias = tl.load(bias_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
-    taps = tl.arange(0, k)
-    dw = tl.zeros((COLUMNS, k), tl.float32)
-    dbias = tl.zeros((COLUMNS,), tl.float32)
-    for turn in range(turns):
-        tile = tl.program_id(2) * turns + turn
+    dhistory_ptr += row * (k - 1) * c
+    bias = tl.load(bias_ptr + cs, mask=here, other=0.0).to(tl.float32)
+    w_ptr += cs * k - (4 - k)
+    w0 = tl.load(w_ptr, mask=here & (k > 3), other=0.0).to(tl.float32)
+    w1 = tl.load(w_ptr + 1, mask=here & (k > 2), other=0.0).to(tl.float32)
+    w2 = tl.load(w_ptr + 2, mask=here & (k > 1), other=0.0).to(tl.float32)
+    w3 = tl.load(w_ptr + 3, mask=here, other=0.0).to(tl.float32)
+    begin = tl.program_id(2) * times
+    if has_history:
+        begin = begin - (k - 1)
+    end = tl.minimum(begin + times, l)
+    x3 = _at(x_ptr, history_ptr, begin - 3, cs, here, l, c, sxl, k, has_history).to(tl.float32)
+    x2 = _at(x_ptr, history_ptr, begin - 2, cs, here, l, c, sxl, k, has_history).to(tl.float32)
+    x1 = _at(x_ptr, history_ptr, begin - 1, cs, here, l, c, sxl, k, has_history).to(tl.float32)
+    zero = tl.zeros((COLUMNS,), tl.float32)
+    g1, g2, g3 = zero, zero, zero
+    dw0, dw1, dw2, dw3, dbias = zero, zero, zero, zero, zero
+    # what comes is asked for two times ahead
+    x_now = _at(x_ptr, history_ptr, begin, cs, here, l, c, sxl, k, has_history)
+    x_next = _at(x_ptr, history_ptr, begin + 1, cs, here, l, c, sxl, k, has_history)
+    dy_now = tl.load(dy_ptr + begin * syl + cs, mask=here & (begin >= 0) & (begin < l), other=0.0)
+    dy_next = tl.load(dy_ptr + (begin + 1) * syl + cs, mask=here & (begin + 1 >= 0) & (begin + 1 < l), other=0.0)
+    for t in range(begin, end + 3):
+        x0, dy = x_now.to(tl.float32), dy_now.to(tl.float32)
+        x_now, dy_now = x_next, dy_next
+        x_next = _at(x_ptr, history_ptr, t + 2, cs, here, l, c, sxl, k, has_history)
+        dy_next = tl.load(dy_ptr + (t + 2) * syl + cs, mask=here & (t + 2 >= 0) & (t + 2 < l), other=0.0)
+        pre = bias + w0 * x3 + w1 * x2 + w2 * x1 + w3 * x0
+        gate = tl.sigmoid(pre)
+        g0 = dy * gate * (1 + pre * (1 - gate))
+        own = tl.where(t < end, g0, 0.0)  # the times after that are other programs'
+        dw0 += own * x3
+        dw1 += own * x2
+        dw2 += own * x1
+        dw3 += own * x0
+        dbias += own
+        dx = w3 * g3 + w2 * g2 + w1 * g1 + w0 * g0
+        at = t - 3
+        tl.store(dx_ptr + at * sdl + cs, dx, mask=here & (at >= begin) & (at >= 0))
         if has_history:
-            tile = tile - 1
-        rows = tile * ROWS + tl.arange(0, ROWS)
-        dx = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for s in tl.static_range(k):
-            at = rows + s
-            pre = tl.zeros((ROWS, COLUMNS), tl.float32) + bias[None]
-            for i in tl.static_range(k):
-                w = tl.load(w_ptr + cs * k + i, mask=cs < c, other=0.0).to(tl.float32)
-                pre += _tap(x_ptr, history_ptr, at - (k - 1) + i, cs, l, c, sxl, k, has_history) * w[None]
-            gate = tl.sigmoid(pre)
-            valid = ((at >= 0) & (at < l))[:, None] & here
-            dy = tl.load(dy_ptr + at[:, None] * syl + cs[None], mask=valid, other=0.0).to(tl.float32)
-            dpre = dy * gate * (1 + pre * (1 - gate))
-            dx += dpre * tl.load(w_ptr + cs * k + k - 1 - s, mask=cs < c, other=0.0).to(tl.float32)[None]
-            if s == 0:
-                dbias += tl.sum(dpre, 0)
-                for i in tl.static_range(k):
-                    seen = _tap(x_ptr, history_ptr, at - (k - 1) + i, cs, l, c, sxl, k, has_history)
-                    dw += tl.where(taps[None] == i, tl.sum(dpre * seen, 0)[:, None], 0.0)
-        tl.store(dx_ptr + rows[:, None] * sdl + cs[None], dx, mask=((rows >= 0) & (rows < l))[:, None] & here)
-        if has_history:
-            old = ((rows < 0) & (rows > -k))[:, None] & here
-            tl.store(dhistory_ptr + (row * (k - 1) + rows + k - 1)[:, None] * c + cs[None], dx, mask=old)
+            tl.store(dhistory_ptr + (at + k - 1) * c + cs, dx, mask=here & (at >= begin) & (at < 0))
+        x3, x2, x1 = x2, x1, x0
+        g3, g2, g1 = g2, g1, g0
     part = (row * tl.num_programs(2) + tl.program_id(2)) * c + cs
-    tl.store(dw_ptr + part[:, None] * k + taps[None], dw, mask=(cs < c)[:, None])
-    tl.store(dbias_ptr + part, dbias, mask=cs < c)
+    dw_ptr += part * k - (4 - k)
+    tl.store(dw_ptr, dw0, mask=here & (k > 3))
+    tl.store(dw_ptr + 1, dw1, mask=here & (k > 2))
+    tl.store(dw_ptr + 2, dw2, mask=here & (k > 1))
+    tl.store(dw_ptr + 3, dw3, mask=here)
+    tl.store(dbias_ptr + part, dbias, mask=here)
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None, plan: TilePlan = CONV) -> Tensor:
@@ -115,15 +142,14 @@ def conv_backward(
     b, l, c = x.shape
     k = weight.shape[1]
     carried = history is not None
-    tiles = triton.cdiv(l, plan.rows) + carried
-    turns = min(plan.turns, tiles)
-    programs = triton.cdiv(tiles, turns)
+    programs = triton.cdiv(l + (k - 1) * carried, plan.rows)
+    times = triton.cdiv(l + (k - 1) * carried, programs)
     dw = torch.empty(b * programs, c, k, dtype=torch.float32, device=x.device)
     dbias = torch.empty(b * programs, c, dtype=torch.float32, device=x.device)
     _conv_backward[(b, triton.cdiv(c, plan.columns), programs)](
-        x, weight, bias, history if carried else x, dy, dx, dhistory if carried else dx, dw, dbias, l, c, turns,
+        x, weight, bias, history if carried else x, dy, dx, dhistory if carried else dx, dw, dbias, l, c, times,
         x.stride(0), x.stride(1), dy.stride(0), dy.stride(1), dx.stride(0), dx.stride(1), has_history=carried, k=k,
-        ROWS=plan.rows, COLUMNS=plan.columns, num_warps=plan.warps,
+        COLUMNS=plan.columns, num_warps=plan.warps,
     )  # fmt: skip
     return dw.sum(0), dbias.sum(0)
 
@@ -145,7 +171,7 @@ class _Conv(torch.autograd.Function):
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Same contract as reference.causal_conv; k must be a power of two."""
+    """Same contract as reference.causal_conv; k is at most 4."""
     b, l, c = x.shape
     k = weight.shape[1]
     x = x if x.stride(-1) == 1 else x.contiguous()

@@ -33,18 +33,6 @@ def wait(PDL: tl.constexpr):
 
 
 @triton.jit
-def fetch(places, nbytes):
-    """Ask for so many bytes from each of these places on to be brought into the cache; nothing waits for them.
-
-    Both multiples of 16. Whole ranges: prefetch.global asks for a part of each line, and the rest comes late.
-    """
-    tl.inline_asm_elementwise(
-        "{ cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }", "=r,l,r",
-        [places.to(tl.int64), tl.full(places.shape, nbytes, tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def _vector_product(x_ptr, norm_ptr, w_ptr, scale_ptr, out_ptr, b, rows, eps, c: tl.constexpr, BATCH: tl.constexpr,
                     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
                     PDL: tl.constexpr):  # fmt: skip
@@ -120,7 +108,7 @@ def _newest(past, proj_ptr, ring_ptr, conv_ptr, channels, mask, e, c, k: tl.cons
 def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, dt_bias_ptr, A_log_ptr, D_ptr, out_ptr,
                 norm_ptr, unweighted_ptr, h, r, e, c, p: tl.constexpr, n: tl.constexpr, k: tl.constexpr,
                 P: tl.constexpr, N: tl.constexpr, LARGEST: tl.constexpr, NORM: tl.constexpr, CONVOLVED: tl.constexpr,
-                AHEAD: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+                PDL: tl.constexpr):  # fmt: skip
     """P rows of one head's state."""
     release(PDL)
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -131,13 +119,6 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
     whole = in_p[:, None] & in_n[None]
     # all of this is older than the step, or at least than the kernel before
     state = tl.load(ssm_ptr + cell, mask=whole, other=0.0).to(tl.float32)
-    if AHEAD > 0:
-        # what a program that starts when this one ends will read
-        size: tl.constexpr = ssm_ptr.dtype.element_ty.primitive_bitwidth // 8
-        piece: tl.constexpr = 64 // size
-        number = (row * h + head) * tl.num_programs(0) + part + AHEAD
-        if number < tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2):
-            fetch(ssm_ptr + number * (P * N) + tl.arange(0, P * N // piece) * piece, 64)
     proj_ptr += row * (e + c + h)
     xs, Bs = head * p + ps, e + group * n + ns
     Cs = Bs + (h // r) * n
@@ -208,12 +189,11 @@ def mixer_step(
     """Same contract as reference.mixer_step."""
     b, h, p, n = ssm.shape
     _, k, c = ring.shape
-    tile, N = min(plan.rows, triton.next_power_of_2(p)), triton.next_power_of_2(n)
-    ahead = plan.ahead if pdl and p % tile == 0 and n == N else 0  # the state in one piece
+    tile = min(plan.rows, triton.next_power_of_2(p))
     largest = torch.finfo(ssm.dtype).max if ssm.dtype == torch.float16 else 0.0
     _mixer_step[(triton.cdiv(p, tile), h, b)](
         proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out, D if norm is None else norm,
         D if unweighted is None else unweighted, h, h // groups, h * p, c, p=p, n=n, k=k, P=tile,
-        N=N, LARGEST=largest, NORM=norm is not None, CONVOLVED=convolved, AHEAD=ahead, PDL=pdl,
+        N=triton.next_power_of_2(n), LARGEST=largest, NORM=norm is not None, CONVOLVED=convolved, PDL=pdl,
         num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

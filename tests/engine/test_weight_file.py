@@ -52,5 +52,4 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_named(path: Path) -> None:
     with WeightFile(path, header, torch.device("meta"), NAMES) as file:
         path.write_bytes(path.read_bytes()[: header.data_start + 40])
         with pytest.raises(CheckpointError, match=r"model\.safetensors was cut off"):
-            for name in NAMES:
-                file.weight(name, None)
+            [file.weight(name, None) for name in NAMES]

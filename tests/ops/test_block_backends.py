@@ -38,10 +38,10 @@ def plain(block: Block, residual: Tensor, task: str, mask: Tensor | None) -> Ten
     """The block by PyTorch in float64 or float32, dropout by a mask (b l d) of what is kept."""
     mixer, in_proj = block.mixer, block.mixer.in_proj
     c = mixer.config
-    if mask is None:
+    pair = in_proj.pair(task)
+    if mask is None or pair is None:
         return block.eval()(residual, task)
     x = block.norm(residual)
-    pair = in_proj.pair(task)
     low = F.linear(x * mask / (1 - c.lora_dropout), pair.A)
     known = F.linear(x, in_proj.weight) + in_proj.scale * F.linear(low, pair.B)
     forward, in_proj.forward = in_proj.forward, lambda u, task: known

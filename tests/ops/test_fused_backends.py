@@ -83,6 +83,7 @@ def compare_norms(device: str, dtype: torch.dtype, tolerance: float, l: int, *, 
 def test_convolution_on_a_gpu(l: int, carried: bool, cut: bool, dtype: torch.dtype, tolerance: float) -> None:
     compare_conv("cuda", dtype, tolerance, l, carried=carried, cut=cut)
     compare_conv("cuda", dtype, tolerance, l, carried=carried, cut=cut, k=2, c=130)
+    compare_conv("cuda", dtype, tolerance, l, carried=carried, cut=cut, k=3, c=130)
 
 
 @pytest.mark.gpu
@@ -126,6 +127,8 @@ for i, l in enumerate(LENGTHS):
         compare_conv("cpu", torch.float32, 1e-5, l, carried=carried, cut=(i + carried) % 2 == 1)
     compare_norms("cpu", torch.float32, 1e-5, l, cut=i % 2 == 0)
 compare_conv("cpu", torch.float32, 1e-5, 3, carried=True, cut=True, k=2, c=16)
+compare_conv("cpu", torch.float32, 1e-5, 7, carried=True, cut=False, k=3, c=20)
+compare_conv("cpu", torch.float32, 1e-5, 200, carried=True, cut=False, c=16)
 """
 
 

@@ -339,8 +339,10 @@ def test_products_of_many_rows_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -
     for rows, c, plan in ((8512, 2048, TILE), (2048, 4096, TILES), (61, 72, TILES)):
         compare_batch("cuda", dtype, b, rows, c, plan, pdl=pdl)
     compare_convolution("cuda", dtype, b, 72, TILE, pdl=pdl)
-    shipped = batch_plan(b, 64, dtype, dtype)
+    shipped = batch_plan(b, dtype, dtype)
     assert shipped is not None
+    compare_mixer("cuda", dtype, b, 1, h=3, p=64, n=128, rows=shipped.mixer.rows, state=torch.float16, batch=True)
+    compare_mixer("cuda", dtype, b, 2, p=12, rows=shipped.mixer.rows, batch=True)
     if shipped.into.method == "tile":
         compare_batch("cuda", dtype, b, 8512, 2048, shipped.into, pdl=pdl)
         compare_convolution("cuda", dtype, b, 2048, shipped.into, first=4096, channels=4352, rest=64, pdl=pdl)
@@ -412,6 +414,7 @@ for b, dtype in ((3, f32), (17, f16), (70, f32)):
     compare_convolution("cpu", dtype, b, 40, TILE)
 compare_mixer("cpu", f32, 3, 2, batch=True)
 compare_mixer("cpu", f16, 5, 1, p=12, rows=8, batch=True)
+compare_mixer("cpu", f32, 3, 2, p=12, rows=64, batch=True)
 for b, g in ((1, 1), (3, 2), (17, 1)):
     compare_mixer("cpu", f32, b, g)
 compare_mixer("cpu", f32, 2, 2, p=12, n=10, k=3)
