@@ -2,7 +2,7 @@
 
     python -m tests.timing.run [--json FILE] [--only PART[,PART...]] [--long TOKENS] [--seconds N]
 
-Parts: check, text, prefill, drift, kernels, int8, fp8, pictures, all in this order by default. One that fails is a
+Parts: check, text, fp16, prefill, drift, kernels, int8, fp8, pictures, all in this order by default. One that fails is a
 line; the others go on. After --seconds nothing new is begun. The plans in ops/step_plans.py are chosen by what this
 prints.
 """
@@ -22,7 +22,7 @@ from tests.ops import test_step_backends as backends
 from tests.timing import kernels, whole
 from tests.timing.machine import Log, compile_together, random_model
 
-PARTS = ("check", "text", "prefill", "drift", "kernels", "int8", "fp8", "pictures")
+PARTS = ("check", "text", "fp16", "prefill", "drift", "kernels", "int8", "fp8", "pictures")
 
 
 @dataclass
@@ -101,6 +101,11 @@ class Run:
         whole.accuracy(self.log, self.model())
         if self.long:
             whole.long_text(self.log, self.model(), self.long)
+
+    def fp16(self) -> None:
+        """The same weights and steps in the other 16 bits: three more of mantissa, and less range."""
+        self.models.clear()
+        whole.accuracy(self.log, random_model("mmu", dtype=torch.float16))
 
     def prefill(self) -> None:
         whole.prefills(self.log, self.model())

@@ -153,7 +153,7 @@ def accuracy(log: Log, model: OmniMamba) -> None:
         log.fact(name="logits against float32", step=step, forward=plain)
 
 
-def drift(log: Log, model: OmniMamba, steps: int = 2000) -> None:
+def drift(log: Log, model: OmniMamba, steps: int = 10_000) -> None:
     """Logits with a narrow state against those with a float32 one, after many steps on the same inputs."""
     decoder = decoder_for(model, "mmu")
     assert decoder is not None, "no decoder here"
@@ -170,7 +170,7 @@ def drift(log: Log, model: OmniMamba, steps: int = 2000) -> None:
             memory.residual.copy_(x[i % 64][None])
             step()
             memory.position += 1
-        if i + 1 in (64, 256, 1000, steps):
+        if i + 1 in (64, 256, 1000, 2000, steps):
             exact = memories[torch.float32][0].logits
             for dtype in (torch.float16, torch.bfloat16):
                 error = relative_error(exact, memories[dtype][0].logits)
