@@ -1,7 +1,10 @@
 """Whole tasks at 1.3B with random weights: text, pictures, prefill, narrow weights, memory, drift of the state."""
 
 import copy
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,6 +18,7 @@ from omnimamba_cli.engine.recording import Recording
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.stepping import StepMemory, Stepper
 from omnimamba_cli.model.vq import VQModel
+from omnimamba_cli.ops import registry
 from tests.numerics import relative_error
 from tests.timing.machine import Log, peak_gib, seconds_each
 
@@ -145,12 +149,30 @@ def accuracy(log: Log, model: OmniMamba) -> None:
     want = model.logits(model(x, "mmu")[:, -1], "mmu").float()
     log.line(f"logits of a step against a forward: RMS ratio {relative_error(want, memory.logits):.1e} (1e-2 allowed)")
     log.fact(name="logits", error=relative_error(want, memory.logits))
+    with _plain_kernels():
+        plain_path = model.logits(model(x, "mmu")[:, -1], "mmu").float()
+    apart = relative_error(plain_path, want)
+    log.line(f"logits of a forward with other kernels (plain PyTorch): RMS ratio {apart:.1e}")
+    log.fact(name="logits of two forwards", error=apart)
     if not model.narrow_heads:
         exact = copy.deepcopy(model).float()
         truth = exact.logits(exact(x.float(), "mmu")[:, -1], "mmu")
         step, plain = relative_error(truth, memory.logits), relative_error(truth, want)
         log.line(f"against float32 arithmetic on the same weights: a step {step:.1e}, a forward {plain:.1e}")
         log.fact(name="logits against float32", step=step, forward=plain)
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    before = os.environ.get(registry.ENVIRONMENT)
+    os.environ[registry.ENVIRONMENT] = "torch"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[registry.ENVIRONMENT]
+        else:
+            os.environ[registry.ENVIRONMENT] = before
 
 
 def drift(log: Log, model: OmniMamba, steps: int = 10_000) -> None:
