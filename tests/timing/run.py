@@ -2,8 +2,8 @@
 
     python -m tests.timing.run [--json FILE] [--only PART[,PART...]] [--long TOKENS] [--seconds N]
 
-Parts: check, text, fp16, prefill, drift, kernels, int8, fp8, pictures, all in this order by default. One that fails is a
-line; the others go on. After --seconds nothing new is begun. The plans in ops/step_plans.py are chosen by what this
+Parts: check, text, fp16, prefill, drift, kernels, int8, fp8, pictures, all in this order by default. One that fails is
+a line; the others go on. After --seconds nothing new is begun. The plans in ops/step_plans.py are chosen by what this
 prints.
 """
 
