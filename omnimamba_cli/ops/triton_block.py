@@ -33,7 +33,7 @@ class BlockSettings:
     dropout: Dropout = field(default_factory=Dropout)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _step_sizes(raw_ptr, bias_ptr, dt_ptr, count, h, sr, ROWS: tl.constexpr, H: tl.constexpr):
     """dt = softplus(raw + bias), linear above 20 as in PyTorch."""
     rows, hs = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, H)
@@ -48,7 +48,7 @@ def _step_sizes(raw_ptr, bias_ptr, dt_ptr, count, h, sr, ROWS: tl.constexpr, H: 
     tl.store(dt_ptr + rows[:, None] * h + hs[None], dt, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _step_sizes_backward(raw_ptr, bias_ptr, ddt_ptr, draw_ptr, dbias_ptr, count, h, width, sr, sd,
                          ROWS: tl.constexpr, H: tl.constexpr):  # fmt: skip
     """The gradient of raw, zeros in the columns that pad it up to `width`, and the bias's sum over these rows."""
@@ -63,7 +63,7 @@ def _step_sizes_backward(raw_ptr, bias_ptr, ddt_ptr, draw_ptr, dbias_ptr, count,
     tl.store(dbias_ptr + tl.program_id(0) * h + hs, tl.sum(draw, 0), mask=hs < h)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["seed", "threshold", "rows", "turns"])
 def _residual_backward(residual_ptr, rstd_ptr, w_ptr, dx_ptr, A_ptr, dnew_ptr, dresidual_ptr, dw_ptr, seed, threshold,
                        factor, rows, turns, c, sd, RANK: tl.constexpr, DROP: tl.constexpr,
                        C: tl.constexpr):  # fmt: skip

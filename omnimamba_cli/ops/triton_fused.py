@@ -23,7 +23,7 @@ def _tap(x_ptr, history_ptr, rows, cs, l, c, sxl, k: tl.constexpr, has_history: 
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l"])  # lengths vary from batch to batch
 def _conv_forward(x_ptr, w_ptr, bias_ptr, history_ptr, y_ptr, l, c, sxb, sxl, has_history: tl.constexpr,
                   k: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -39,7 +39,7 @@ def _conv_forward(x_ptr, w_ptr, bias_ptr, history_ptr, y_ptr, l, c, sxb, sxl, ha
     tl.store(y_ptr + (row * l + rows)[:, None] * c + cs[None], y, mask=(rows < l)[:, None] & (cs < c)[None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "turns"])
 def _conv_backward(x_ptr, w_ptr, bias_ptr, history_ptr, dy_ptr, dx_ptr, dhistory_ptr, dw_ptr, dbias_ptr, l, c,
                    turns, sxb, sxl, syb, syl, sdb, sdl, has_history: tl.constexpr, k: tl.constexpr, ROWS: tl.constexpr,
                    COLUMNS: tl.constexpr):  # fmt: skip
@@ -171,7 +171,7 @@ def _norm_forward(x_ptr, z_ptr, w_ptr, out_ptr, rstd_ptr, c, sx, sz, so, eps, ga
     tl.store(rstd_ptr + row, rstd)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "turns"])
 def _norm_backward(x_ptr, z_ptr, w_ptr, rstd_ptr, dout_ptr, dx_ptr, dz_ptr, out_ptr, dw_ptr, rows, turns, c,
                    sx, sz, sd, sdz, gated: tl.constexpr, again: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """Each program takes every num_programs-th row and keeps the weight's sum; `again` writes the output, too."""

@@ -41,7 +41,7 @@ def _advance(state, x, dt, B, log_decay, total, precision: tl.constexpr):
     return tl.dot(into, B, state * tl.exp(total), input_precision=precision)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l"])  # lengths vary from batch to batch
 def _forward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_ptr, l, h, r,
              sxb, sxl, sxh, sdb, sdl, sdh, sBb, sBl, sBg, sCb, sCl, sCg, has_state: tl.constexpr,
              has_last: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr,

@@ -47,7 +47,7 @@ def _walk(left_ptr, right_ptr, dt_ptr, A, state, out_ptr, l, chunks, s_left, s_r
     return state
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "chunks"])  # lengths vary from batch to batch
 def _states(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, state_ptr, dy_ptr, dlast_ptr, states_ptr, dstates_ptr, dstate_ptr,
             l, h, r, chunks, sxb, sxl, sxh, sdb, sdl, sdh, sBb, sBl, sBg, sCb, sCl, sCg, sgb, sgl, sgh,
             has_state: tl.constexpr, has_dlast: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
@@ -80,7 +80,7 @@ def _states(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, state_ptr, dy_ptr, dlast_ptr, st
             tl.store(dstate_ptr + cell, state, mask=whole)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "chunks"])
 def _between_chunks(x_ptr, dt_ptr, A_ptr, C_ptr, dy_ptr, states_ptr, dstates_ptr, ds_ptr, dtotal_ptr, dB_ptr, dC_ptr,
                     l, h, r, chunks, blocks, sxb, sxl, sxh, sdb, sdl, sdh, sCb, sCl, sCg, sgb, sgl, sgh, part, parts,
                     HEADS: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr,
@@ -123,7 +123,7 @@ def _between_chunks(x_ptr, dt_ptr, A_ptr, C_ptr, dy_ptr, states_ptr, dstates_ptr
     tl.store(dC_ptr + place, dC, mask=keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "chunks"])
 def _within_chunks(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dy_ptr, dstates_ptr, ds_ptr, dtotal_ptr,
                    dx_ptr, ddt_ptr, dA_ptr, dD_ptr, dB_ptr, dC_ptr, l, h, r, chunks, blocks,
                    sxb, sxl, sxh, sdb, sdl, sdh, sBb, sBl, sBg, sCb, sCl, sCg, sgb, sgl, sgh, sub, sul, suh,
