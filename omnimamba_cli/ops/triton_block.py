@@ -228,9 +228,7 @@ def _backward_between(
     dxBC = torch.empty_like(xBC)
     x, B, C = _scan_inputs(xBC, h * p, h, settings)
     dx, dB, dC = _scan_inputs(dxBC, h * p, h, settings)
-    ddt, ddecay, dB_wide, dC_wide, dD, _ = scan_backward(x, dt, decay, B, C, D, None, dy, None, dx)
-    dB.copy_(dB_wide)
-    dC.copy_(dC_wide)
+    ddt, ddecay, dD, _ = scan_backward(x, dt, decay, B, C, D, None, dy, None, dx, dB, dC)
     dconv, dconv_bias = conv_backward(raw_xBC, conv, conv_bias, None, dxBC, draw_xBC, None)
     programs, width = triton.cdiv(b * l, STEP_SIZE.rows), draw.shape[1]
     ddt_bias = torch.empty(programs, h, dtype=torch.float32, device=dt.device)

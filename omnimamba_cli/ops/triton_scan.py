@@ -132,8 +132,9 @@ class _Scan(torch.autograd.Function):
             dy = torch.zeros_like(dx)
         dy = dy if dy.stride(-1) == 1 else dy.contiguous()
         dlast = None if dlast is None else dlast.contiguous()
-        ddt, dA, dB, dC, dD, dstate = scan_backward(x, dt, A, B, C, D, state, dy, dlast, dx)
-        return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD.to(D.dtype), dstate
+        dB, dC = torch.empty(2, *B.shape, dtype=B.dtype, device=x.device)
+        ddt, dA, dD, dstate = scan_backward(x, dt, A, B, C, D, state, dy, dlast, dx, dB, dC)
+        return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB, dC, dD.to(D.dtype), dstate
 
 
 def ssd_scan(

@@ -134,8 +134,8 @@ class Run:
 
     def scan_gradient(self) -> None:
         given, dy = self.s.scan(), self.s.normal(self.s.b, self.s.l, self.s.h, self.s.e // self.s.h)
-        dx = torch.empty_like(dy)
-        work = partial(triton_scan_backward.scan_backward, *given, None, dy, None, dx)
+        dx, dB, dC = torch.empty_like(dy), *torch.empty(2, self.s.b, self.s.l, 1, self.s.n, dtype=BF16, device="cuda")
+        work = partial(triton_scan_backward.scan_backward, *given, None, dy, None, dx, dB, dC)
         self.table("scan gradient", [(n, partial(work, plan=p)) for n, p in SCAN_GRADIENTS], 3 * 2 * self.s.e)
 
     def conv(self) -> None:
