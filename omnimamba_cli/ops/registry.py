@@ -21,6 +21,7 @@ ENVIRONMENT = "OMNIMAMBA_KERNELS"
 PDL_ENVIRONMENT = "OMNIMAMBA_PDL"  # 0: no kernel of a step starts before the one before it ends
 BACKENDS = ("auto", "torch", "triton", "mamba-ssm")
 LARGEST_STATE = 64 * 256  # p * n whose tiles fit the registers of one program
+MOST_TAPS = 4  # of a convolution
 LARGEST_RANK = 64  # of a LoRA pair, of which the block's backward pass reads every row for every token
 
 
@@ -130,7 +131,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None 
     k = weight.shape[1]
     if _writes_in_place(x) and x.dtype in (torch.float32, torch.float64) and weight.dtype == x.dtype:
         return in_place.causal_conv(x, weight, bias, history)
-    module = _fused(x) if k & (k - 1) == 0 else reference
+    module = _fused(x) if k <= MOST_TAPS else reference
     return module.causal_conv(x, weight, bias, history)  # type: ignore[no-any-return]  # one contract, two modules
 
 
@@ -161,8 +162,8 @@ def block_refusal(residual: Tensor, p: int, n: int, k: int, rank: int) -> str | 
         return f"{ENVIRONMENT}={requested()}"
     if not torch.is_grad_enabled():
         return "no gradients are wanted"
-    if k & (k - 1):
-        return f"{k} taps are not a power of two"
+    if k > MOST_TAPS:
+        return f"{k} taps are more than {MOST_TAPS}"
     if rank > LARGEST_RANK:
         return f"a LoRA pair of rank {rank} is larger than {LARGEST_RANK}"
     if p * n > LARGEST_STATE:

@@ -45,6 +45,15 @@ class TilePlan:
 
 
 @dataclass(frozen=True)
+class WalkPlan:
+    """Some channels of a sequence, time after time."""
+
+    columns: int
+    warps: int
+    turns: int  # of four times each, one program
+
+
+@dataclass(frozen=True)
 class RowPlan:
     """Whole rows one after the other."""
 
@@ -62,7 +71,7 @@ SCAN_GRADIENT_FLOAT32 = ScanGradientPlan(
     chunk=16, states=ScanKernel(8, 1), between=ScanKernel(8, 1, heads=16), within=ScanKernel(8, 1, heads=16)
 )
 CONV = TilePlan(rows=16, columns=128)
-CONV_GRADIENT = TilePlan(rows=16, columns=64, warps=4, turns=4)
+CONV_GRADIENT = WalkPlan(columns=128, warps=1, turns=16)
 NORM_GRADIENT = RowPlan(warps=8, programs=1056)
 GATED_NORM_GRADIENT = RowPlan(warps=16, programs=528)
 LORA = TilePlan(rows=32, columns=128)

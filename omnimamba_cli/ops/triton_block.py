@@ -143,7 +143,7 @@ class _Block(torch.autograd.Function):
         dt = torch.empty(b, l, h, dtype=torch.float32, device=device)
         sizes = {"ROWS": STEP_SIZE.rows, "H": triton.next_power_of_2(h), "num_warps": STEP_SIZE.warps}
         _step_sizes[(triton.cdiv(b * l, STEP_SIZE.rows),)](raw, dt_bias, dt, b * l, h, raw.stride(0), **sizes)
-        xBC = conv_forward(xBC, conv.contiguous(), conv_bias, None)
+        xBC = conv_forward(xBC, conv, conv_bias, None)
         decay = -A_log.float().exp()
         scanned, B_scan, C_scan = _scan_inputs(xBC, e, h, settings)
         y = scan_forward(scanned, dt, decay, B_scan, C_scan, D)
@@ -281,7 +281,7 @@ def block(
 ) -> Tensor:
     """The next residual (b l d) float32 after residual (b l d) float32.
 
-    norm (d); in_proj: weight (w d) and LoRA's A (r d), B (w r) or None; conv (c k), k a power of two, conv_bias (c);
+    norm (d); in_proj: weight (w d) and LoRA's A (r d), B (w r) or None; conv (c k), k at most 4, conv_bias (c);
     dt_bias, A_log, D (h); gate (e), the gated norm's weight; out_weight (d e).
     """
     tensors = (residual, norm, weight, A, B, conv, conv_bias, dt_bias, A_log, D, gate, out_weight)

@@ -29,6 +29,7 @@ from omnimamba_cli.ops.train_plans import (
     ScanForwardPlan,
     ScanKernel,
     TilePlan,
+    WalkPlan,
 )
 from omnimamba_cli.presets import preset
 from tests.ops import test_block_backends, test_fused_backends, test_scan_backends
@@ -53,10 +54,9 @@ SCAN_GRADIENTS = [
     ("chunk 32", replace(SCAN_GRADIENT, chunk=32)),
     ("chunk 128", replace(SCAN_GRADIENT, chunk=128, states=ScanKernel(8, 2), within=ScanKernel(8, 1, heads=16))),
 ]  # fmt: skip
-CONVS = [TilePlan(*p) for p in ((16, 128, 4), (32, 64, 4), (8, 256, 4), (4, 256, 1), (8, 128, 2))]
+CONVS = [TilePlan(*p) for p in ((16, 128, 4), (32, 64, 4), (8, 256, 4), (8, 128, 4), (8, 128, 2))]
 CONV_GRADIENTS = [
-    TilePlan(*p)
-    for p in ((16, 64, 4, 4), (16, 64, 4, 8), (8, 64, 1, 8), (4, 128, 1, 16), (8, 128, 2, 8), (32, 64, 4, 4))
+    WalkPlan(*p) for p in ((128, 1, 16), (256, 2, 16), (256, 1, 16), (64, 1, 16), (128, 1, 8), (128, 1, 32))
 ]
 ROWS = [RowPlan(w, n) for w in (4, 8, 16) for n in (528, 1056, 2112)]
 
