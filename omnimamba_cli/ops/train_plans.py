@@ -59,6 +59,7 @@ class RowPlan:
 
     warps: int
     programs: int  # at most
+    registers: int | None = None  # a thread, at most: fewer than the compiler would take, for more programs at a time
 
 
 SCAN_FORWARD = ScanForwardPlan(chunk=32, warps=4, stages=3)
@@ -73,7 +74,7 @@ SCAN_GRADIENT_FLOAT32 = ScanGradientPlan(
 CONV = TilePlan(rows=16, columns=128)
 CONV_GRADIENT = WalkPlan(columns=128, warps=1, turns=16)
 NORM_GRADIENT = RowPlan(warps=8, programs=1056)
-GATED_NORM_GRADIENT = RowPlan(warps=16, programs=528)
+GATED_NORM_GRADIENT = RowPlan(warps=8, programs=528, registers=128)
 LORA = TilePlan(rows=32, columns=128)
 LORA_GRADIENT = TilePlan(rows=64, columns=128, turns=16)
 STEP_SIZE = TilePlan(rows=64, columns=64)

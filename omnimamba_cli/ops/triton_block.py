@@ -259,7 +259,7 @@ def _backward_residual(
         residual, rstd, norm, dx, dx if A is None else A, dnew, dresidual, dnorm,
         dropout.seed, dropout.threshold, dropout.factor, b * l, triton.cdiv(b * l, programs), d, dx.stride(0),
         RANK=0 if A is None else len(A), DROP=dropout.probability > 0, C=triton.next_power_of_2(d),
-        num_warps=plan.warps,
+        num_warps=plan.warps, maxnreg=plan.registers,
     )  # fmt: skip
     return dresidual, dnorm.sum(0)
 

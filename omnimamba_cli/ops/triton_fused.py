@@ -297,7 +297,7 @@ def norm_backward(
         x, gate, weight, rstd, dout, dx, unused if dz is None else dz, unused if out is None else out, dw,
         rows, triton.cdiv(rows, programs), c, x.stride(0), gate.stride(0), dout.stride(0),
         c if dz is None else dz.stride(0), gated=z is not None, again=out is not None, C=triton.next_power_of_2(c),
-        num_warps=plan.warps,
+        num_warps=plan.warps, maxnreg=plan.registers,
     )  # fmt: skip
     return dw.sum(0)
 
