@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.train_plans import RESIDUAL_GRADIENT, STEP_SIZE, RowPlan
+from omnimamba_cli.ops.train_plans import JOIN, RESIDUAL_GRADIENT, STEP_SIZE, RowPlan
 from omnimamba_cli.ops.triton_fused import conv_backward, conv_forward, norm_backward, norm_forward
 from omnimamba_cli.ops.triton_lora import Dropout, kept, narrow, narrow_gradient, padded_rank
 from omnimamba_cli.ops.triton_scan import scan_forward
@@ -96,16 +96,30 @@ def _residual_backward(residual_ptr, rstd_ptr, w_ptr, dx_ptr, A_ptr, dnew_ptr, d
     tl.store(dw_ptr + tl.program_id(0) * c + cs, dw, mask=cs < c)
 
 
+@triton.jit
+def _join(weight_ptr, B_ptr, out_ptr, scale, count, width, rank, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of [W, scale B, 0] of `columns` columns; zeros below the weights' `count` rows, too."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None]
+    inside = rows < count
+    value = tl.load(weight_ptr + rows * width + cs, mask=inside & (cs < width), other=0.0).to(tl.float32)
+    if tl.program_id(1) * COLUMNS + COLUMNS > width:
+        low = cs - width
+        mask = inside & (low >= 0) & (low < rank)
+        value += scale * tl.load(B_ptr + rows * rank + low, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + rows * columns + cs, value, mask=(rows < count + (8 - count % 8) % 8) & (cs < columns))
+
+
 def _joined(weight: Tensor, B: Tensor | None, settings: BlockSettings) -> Tensor:
     """[W, scale B, 0] in the products' dtype (o d+padded_rank), o a multiple of 8 as the fast matrix kernels want."""
-    out, width = weight.shape
+    count, width = weight.shape
     rank = 0 if B is None else B.shape[1]
-    joined = torch.empty(out + -out % 8, width + padded_rank(rank), dtype=settings.dtype, device=weight.device)
-    joined[:out, :width].copy_(weight)
-    joined[out:].zero_()
-    if B is not None:
-        joined[:out, width : width + rank].copy_(B * settings.scale)
-        joined[:out, width + rank :].zero_()
+    rows, columns = count + -count % 8, width + padded_rank(rank)
+    joined = torch.empty(rows, columns, dtype=settings.dtype, device=weight.device)
+    _join[(triton.cdiv(rows, JOIN.rows), triton.cdiv(columns, JOIN.columns))](
+        weight.contiguous(), weight if B is None else B.contiguous(), joined, settings.scale,
+        count, width, rank, columns, ROWS=JOIN.rows, COLUMNS=JOIN.columns, num_warps=JOIN.warps,
+    )  # fmt: skip
     return joined
 
 
