@@ -25,16 +25,19 @@ def _tile(ptr, rows, columns, l, stride, size: tl.constexpr):
 
 @triton.jit
 def _walk(left_ptr, right_ptr, dt_ptr, A, state, out_ptr, l, chunks, s_left, s_right, sdt, BACK: tl.constexpr,
-          Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr, n: tl.constexpr,
+          known: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr, n: tl.constexpr,
           precision: tl.constexpr):  # fmt: skip
-    """Store (P N) before every chunk on the way; left (l p) and right (l n) are x and B, going back dy and C."""
+    """Store (P N) before every chunk on the way; left (l p) and right (l n) are x and B, going back dy and C.
+
+    What the walk begins with is stored only where it is `known`: else it is zero, and nobody reads it.
+    """
     qs, ps, ns = tl.arange(0, Q), tl.arange(0, P), tl.arange(0, N)
     tile = ps[:, None] * N + ns[None]
     for turn in range(chunks):
         i = turn
         if BACK:
             i = chunks - 1 - turn
-        tl.store(out_ptr + i * P * N + tile, state)
+        tl.store(out_ptr + i * P * N + tile, state, mask=(tile >= 0) & ((turn > 0) | known))
         rows = i * Q + qs
         left = _tile(left_ptr, rows, ps, l, s_left, p)
         right = _tile(right_ptr, rows, ns, l, s_right, n)
@@ -67,14 +70,14 @@ def _states(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, state_ptr, dy_ptr, dlast_ptr, st
             state = tl.load(state_ptr + cell, mask=whole, other=0.0)
         _walk(
             x_ptr + row * sxb + head * sxh, B_ptr + row * sBb + group * sBg, dt_ptr, A, state, states_ptr + kept,
-            l, chunks, sxl, sBl, sdl, False, Q, P, N, p, n, precision,
+            l, chunks, sxl, sBl, sdl, False, has_state, Q, P, N, p, n, precision,
         )  # fmt: skip
     else:
         if has_dlast:
             state = tl.load(dlast_ptr + cell, mask=whole, other=0.0)
         state = _walk(
             dy_ptr + row * sgb + head * sgh, C_ptr + row * sCb + group * sCg, dt_ptr, A, state, dstates_ptr + kept,
-            l, chunks, sgl, sCl, sdl, True, Q, P, N, p, n, precision,
+            l, chunks, sgl, sCl, sdl, True, has_dlast, Q, P, N, p, n, precision,
         )  # fmt: skip
         if has_state:
             tl.store(dstate_ptr + cell, state, mask=whole)
@@ -83,8 +86,9 @@ def _states(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, state_ptr, dy_ptr, dlast_ptr, st
 @triton.jit(do_not_specialize=["l", "chunks"])
 def _between_chunks(x_ptr, dt_ptr, A_ptr, C_ptr, dy_ptr, states_ptr, dstates_ptr, ds_ptr, dtotal_ptr, dB_ptr, dC_ptr,
                     l, h, r, chunks, blocks, sxb, sxl, sxh, sdb, sdl, sdh, sCb, sCl, sCg, sgb, sgl, sgh,
-                    HEADS: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr,
-                    n: tl.constexpr, precision: tl.constexpr):  # fmt: skip
+                    has_state: tl.constexpr, has_dlast: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr,
+                    P: tl.constexpr, N: tl.constexpr, p: tl.constexpr, n: tl.constexpr,
+                    precision: tl.constexpr):  # fmt: skip
     """What a chunk's neighbours mean for its C (the state before it) and B (the gradient of the state after it).
 
     Also the gradient of the running log decay as far as it scales the state before, and of a chunk's whole decay.
@@ -95,13 +99,17 @@ def _between_chunks(x_ptr, dt_ptr, A_ptr, C_ptr, dy_ptr, states_ptr, dstates_ptr
     rows = chunk * Q + qs
     C = _tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
     tile = ps[:, None] * N + ns[None]
+    # zero, and not stored, where a walk begins with nothing
+    before_known = (tile >= 0) & ((chunk > 0) | has_state)
+    after_known = (tile >= 0) & ((chunk < chunks - 1) | has_dlast)
     dB, dC = tl.zeros((Q, N), tl.float32), tl.zeros((Q, N), tl.float32)
     first = group * r + block * HEADS
     for head in range(first, tl.minimum(first + HEADS, group * r + r)):
         x = _tile(x_ptr + row * sxb + head * sxh, rows, ps, l, sxl, p)
         dy = _tile(dy_ptr + row * sgb + head * sgh, rows, ps, l, sgl, p)
         kept = ((row * h + head) * chunks + chunk) * P * N
-        state, dstate = tl.load(states_ptr + kept + tile), tl.load(dstates_ptr + kept + tile)
+        state = tl.load(states_ptr + kept + tile, mask=before_known, other=0.0)
+        dstate = tl.load(dstates_ptr + kept + tile, mask=after_known, other=0.0)
         dt = tl.load(dt_ptr + row * sdb + head * sdh + rows * sdl, mask=rows < l, other=0.0).to(tl.float32)
         A = tl.load(A_ptr + head).to(tl.float32)
         log_decay = tl.cumsum(dt * A, 0)
@@ -127,8 +135,8 @@ def _between_chunks(x_ptr, dt_ptr, A_ptr, C_ptr, dy_ptr, states_ptr, dstates_ptr
 def _within_chunks(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dy_ptr, dstates_ptr, ds_ptr, dtotal_ptr,
                    dx_ptr, ddt_ptr, dA_ptr, dD_ptr, dscores_ptr, l, h, r, chunks, blocks,
                    sxb, sxl, sxh, sdb, sdl, sdh, sBb, sBl, sBg, sCb, sCl, sCg, sgb, sgl, sgh, sub, sul, suh,
-                   HEADS: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr,
-                   n: tl.constexpr, precision: tl.constexpr):  # fmt: skip
+                   has_dlast: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+                   p: tl.constexpr, n: tl.constexpr, precision: tl.constexpr):  # fmt: skip
     """The rest, with what _between_chunks found: dx, dt's gradient, dA and dD of a chunk, and of B C' in it."""
     row, chunk = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
     group, block = tl.program_id(1) // blocks, tl.program_id(1) % blocks
@@ -140,13 +148,15 @@ def _within_chunks(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dy_ptr, dstates_pt
     B = _tile(B_ptr + row * sBb + group * sBg, rows, ns, l, sBl, n)
     C = _tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
     tile = ps[:, None] * N + ns[None]
+    after_known = (tile >= 0) & ((chunk < chunks - 1) | has_dlast)
     scores = tl.dot(B, tl.trans(C), input_precision=precision, out_dtype=tl.float32)
     dscores = tl.zeros((Q, Q), tl.float32)
     first = group * r + block * HEADS
     for head in range(first, tl.minimum(first + HEADS, group * r + r)):
         x = _tile(x_ptr + row * sxb + head * sxh, rows, ps, l, sxl, p)
         dy = _tile(dy_ptr + row * sgb + head * sgh, rows, ps, l, sgl, p)
-        dstate = tl.load(dstates_ptr + ((row * h + head) * chunks + chunk) * P * N + tile)
+        kept = ((row * h + head) * chunks + chunk) * P * N
+        dstate = tl.load(dstates_ptr + kept + tile, mask=after_known, other=0.0)
         dt = tl.load(dt_ptr + row * sdb + head * sdh + rows * sdl, mask=inside, other=0.0).to(tl.float32)
         A, D = tl.load(A_ptr + head).to(tl.float32), tl.load(D_ptr + head).to(tl.float32)
         log_decay = tl.cumsum(dt * A, 0)
@@ -260,13 +270,13 @@ def scan_backward(
     sides = torch.empty(2, b, l, g, between, n, **float32)  # dB and dC of each block of heads
     _between_chunks[(b * chunks, g * between)](
         x, dt, A, C, dy, states, dstates, ds, dtotal, sides[0], sides[1], l, h, r, chunks, between,
-        *sx, *sdt, *sC, *sdy, HEADS=heads["between"], **sizes,
+        *sx, *sdt, *sC, *sdy, has_state=state is not None, has_dlast=dlast is not None, HEADS=heads["between"], **sizes,
         num_warps=plan.between.warps, num_stages=plan.between.stages,
     )  # fmt: skip
     dscores = torch.empty(b * chunks, g, within, plan.chunk, plan.chunk, **float32)
     _within_chunks[(b * chunks, g * within)](
         x, dt, A, B, C, D, dy, dstates, ds, dtotal, dx, ddt, ends[0], ends[1], dscores, l, h, r, chunks, within,
-        *sx, *sdt, *sB, *sC, *sdy, *dx.stride()[:3], HEADS=heads["within"], **sizes,
+        *sx, *sdt, *sB, *sC, *sdy, *dx.stride()[:3], has_dlast=dlast is not None, HEADS=heads["within"], **sizes,
         num_warps=plan.within.warps, num_stages=plan.within.stages,
     )  # fmt: skip
     _sum_heads[(b * chunks, g)](
