@@ -58,6 +58,7 @@ CONVS = [TilePlan(*p) for p in ((16, 128, 4), (32, 64, 4), (8, 256, 4), (8, 128,
 CONV_GRADIENTS = [
     WalkPlan(*p) for p in ((128, 1, 16), (256, 2, 16), (256, 1, 16), (64, 1, 16), (128, 1, 8), (128, 1, 32))
 ]
+RESIDUALS = [RowPlan(*p) for p in ((8, 792, 80), (8, 396, 80), (8, 1584, 80), (8, 1056), (16, 528), (4, 1056))]
 ROWS = [
     RowPlan(*p)
     for p in ((8, 528, 128), (8, 264, 128), (8, 1056, 128), (8, 528), (16, 528), (16, 528, 64), (8, 1056), (4, 2112))
@@ -175,7 +176,7 @@ class Run:
         settings = triton_block.BlockSettings(1, s.n, 1e-5, BF16, 4.0, dropout)
         rstd, norm = torch.ones(s.tokens, device="cuda"), torch.ones(d, device="cuda")
         back = partial(triton_block._backward_residual, settings, residual, rstd, norm, joined, A, dnew)
-        self.table("residual gradient", [(f"{p}", partial(back, p)) for p in ROWS], 14 * d)
+        self.table("residual gradient", [(f"{p}", partial(back, p)) for p in RESIDUALS], 14 * d)
 
     def products(self) -> None:
         s, d, w = self.s, self.s.config.d_model, self.s.config.d_in_proj
