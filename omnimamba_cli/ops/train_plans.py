@@ -22,6 +22,7 @@ class ScanKernel:
     warps: int
     stages: int  # turns of its loop, over chunks or heads, in flight
     heads: int = 0  # of a group, one program; dB and dC are summed over the programs' parts
+    registers: int | None = None  # see RowPlan
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ class RowPlan:
 SCAN_FORWARD = ScanForwardPlan(chunk=32, warps=4, stages=3)
 SCAN_FORWARD_FLOAT32 = ScanForwardPlan(chunk=16, warps=8, stages=1)  # larger ones do not fit the registers
 SCAN_GRADIENT = ScanGradientPlan(
-    chunk=64, states=ScanKernel(4, 3), between=ScanKernel(8, 3, heads=16), within=ScanKernel(4, 3, heads=16)
+    chunk=64,
+    states=ScanKernel(4, 2, registers=168),
+    between=ScanKernel(8, 3, heads=16),
+    within=ScanKernel(4, 3, heads=16),
 )
 # of float32 in full: no matrix units, large tiles do not fit
 SCAN_GRADIENT_FLOAT32 = ScanGradientPlan(

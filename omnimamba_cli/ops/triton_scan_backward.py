@@ -263,7 +263,7 @@ def scan_backward(
         x, dt, A, B, C, unused if state is None else state, dy, unused if dlast is None else dlast, states, dstates,
         unused if dstate is None else dstate, l, h, r, chunks, *sx, *sdt, *sB, *sC, *sdy,
         has_state=state is not None, has_dlast=dlast is not None, **sizes,
-        num_warps=plan.states.warps, num_stages=plan.states.stages,
+        num_warps=plan.states.warps, num_stages=plan.states.stages, maxnreg=plan.states.registers,
     )  # fmt: skip
     ds, ddt = torch.empty(2, b, l, h, **float32)
     dtotal, *ends = torch.empty(3, b * chunks, h, **float32)  # of each chunk, like dA and dD
@@ -271,13 +271,13 @@ def scan_backward(
     _between_chunks[(b * chunks, g * between)](
         x, dt, A, C, dy, states, dstates, ds, dtotal, sides[0], sides[1], l, h, r, chunks, between,
         *sx, *sdt, *sC, *sdy, has_state=state is not None, has_dlast=dlast is not None, HEADS=heads["between"], **sizes,
-        num_warps=plan.between.warps, num_stages=plan.between.stages,
+        num_warps=plan.between.warps, num_stages=plan.between.stages, maxnreg=plan.between.registers,
     )  # fmt: skip
     dscores = torch.empty(b * chunks, g, within, plan.chunk, plan.chunk, **float32)
     _within_chunks[(b * chunks, g * within)](
         x, dt, A, B, C, D, dy, dstates, ds, dtotal, dx, ddt, ends[0], ends[1], dscores, l, h, r, chunks, within,
         *sx, *sdt, *sB, *sC, *sdy, *dx.stride()[:3], has_dlast=dlast is not None, HEADS=heads["within"], **sizes,
-        num_warps=plan.within.warps, num_stages=plan.within.stages,
+        num_warps=plan.within.warps, num_stages=plan.within.stages, maxnreg=plan.within.registers,
     )  # fmt: skip
     _sum_heads[(b * chunks, g)](
         B, C, sides[0], sides[1], dscores, dB, dC, l, chunks, within, between, *sB, *sC, *dB.stride()[:3],

@@ -40,11 +40,10 @@ LENGTH = 329  # of a drawing: 72 tokens of text and marks, 256 codes, the last o
 BF16 = torch.bfloat16
 SCANS = [ScanForwardPlan(*p) for p in ((32, 4, 3), (32, 4, 2), (64, 4, 2), (64, 4, 1), (64, 8, 1), (16, 4, 3))]
 KERNELS = {
-    "states": [ScanKernel(4, 2), ScanKernel(4, 3), ScanKernel(4, 1), ScanKernel(8, 2)],
-    "between": [ScanKernel(w, s, heads=h) for w, s, h in ((8, 2, 16), (8, 3, 16), (8, 2, 32), (8, 1, 16), (4, 2, 16))],
+    "states": [ScanKernel(4, 3), ScanKernel(4, 2), ScanKernel(4, 1), ScanKernel(8, 2)],
+    "between": [ScanKernel(w, s, heads=h) for w, s, h in ((8, 2, 16), (8, 4, 16), (8, 3, 32), (8, 3, 8), (4, 2, 16))],
     "within": [
-        ScanKernel(w, s, heads=h)
-        for w, s, h in ((4, 2, 16), (4, 1, 16), (4, 2, 32), (4, 3, 16), (8, 2, 16), (8, 1, 16))
+        ScanKernel(w, s, heads=h) for w, s, h in ((4, 2, 16), (4, 1, 16), (4, 3, 32), (4, 3, 8), (8, 2, 16), (8, 3, 16))
     ],
 }
 SCAN_GRADIENTS = [
