@@ -21,7 +21,7 @@ ENVIRONMENT = "OMNIMAMBA_KERNELS"
 PDL_ENVIRONMENT = "OMNIMAMBA_PDL"  # 0: no kernel of a step starts before the one before it ends
 BACKENDS = ("auto", "torch", "triton", "mamba-ssm")
 LARGEST_STATE = 64 * 256  # p * n whose tiles fit the registers of one program
-MOST_TAPS = 4  # of a convolution, whose last inputs a program of the fused gradient has in registers
+MOST_TAPS = 4  # of a convolution
 LARGEST_RANK = 64  # of a LoRA pair, of which the block's backward pass reads every row for every token
 
 

@@ -22,6 +22,7 @@ class ScanKernel:
     warps: int
     stages: int  # turns of its loop, over chunks or heads, in flight
     heads: int = 0  # of a group, one program; dB and dC are summed over the programs' parts
+    registers: int | None = None  # see RowPlan
 
 
 @dataclass(frozen=True)
@@ -45,27 +46,41 @@ class TilePlan:
 
 
 @dataclass(frozen=True)
+class WalkPlan:
+    """Some channels of a sequence, time after time."""
+
+    columns: int
+    warps: int
+    turns: int  # of four times each, one program
+
+
+@dataclass(frozen=True)
 class RowPlan:
     """Whole rows one after the other."""
 
     warps: int
     programs: int  # at most
+    registers: int | None = None  # a thread, at most: fewer than the compiler would take, for more programs at a time
 
 
 SCAN_FORWARD = ScanForwardPlan(chunk=32, warps=4, stages=3)
 SCAN_FORWARD_FLOAT32 = ScanForwardPlan(chunk=16, warps=8, stages=1)  # larger ones do not fit the registers
 SCAN_GRADIENT = ScanGradientPlan(
-    chunk=64, states=ScanKernel(4, 3), between=ScanKernel(8, 3, heads=16), within=ScanKernel(4, 2, heads=16)
+    chunk=64,
+    states=ScanKernel(4, 2, registers=168),
+    between=ScanKernel(8, 3, heads=16),
+    within=ScanKernel(4, 3, heads=16),
 )
 # of float32 in full: no matrix units, large tiles do not fit
 SCAN_GRADIENT_FLOAT32 = ScanGradientPlan(
     chunk=16, states=ScanKernel(8, 1), between=ScanKernel(8, 1, heads=16), within=ScanKernel(8, 1, heads=16)
 )
 CONV = TilePlan(rows=16, columns=128)
-CONV_GRADIENT = TilePlan(rows=192, columns=256)
+CONV_GRADIENT = WalkPlan(columns=128, warps=1, turns=16)
 NORM_GRADIENT = RowPlan(warps=8, programs=1056)
-GATED_NORM_GRADIENT = RowPlan(warps=16, programs=528)
+GATED_NORM_GRADIENT = RowPlan(warps=8, programs=528, registers=128)
 LORA = TilePlan(rows=32, columns=128)
 LORA_GRADIENT = TilePlan(rows=64, columns=128, turns=16)
 STEP_SIZE = TilePlan(rows=64, columns=64)
-RESIDUAL_GRADIENT = RowPlan(warps=8, programs=1056)
+RESIDUAL_GRADIENT = RowPlan(warps=8, programs=792, registers=80)
+JOIN = TilePlan(rows=8, columns=512)

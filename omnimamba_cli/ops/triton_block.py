@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.train_plans import RESIDUAL_GRADIENT, STEP_SIZE, RowPlan
+from omnimamba_cli.ops.train_plans import JOIN, RESIDUAL_GRADIENT, STEP_SIZE, RowPlan
 from omnimamba_cli.ops.triton_fused import conv_backward, conv_forward, norm_backward, norm_forward
 from omnimamba_cli.ops.triton_lora import Dropout, kept, narrow, narrow_gradient, padded_rank
 from omnimamba_cli.ops.triton_scan import scan_forward
@@ -33,7 +33,7 @@ class BlockSettings:
     dropout: Dropout = field(default_factory=Dropout)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _step_sizes(raw_ptr, bias_ptr, dt_ptr, count, h, sr, ROWS: tl.constexpr, H: tl.constexpr):
     """dt = softplus(raw + bias), linear above 20 as in PyTorch."""
     rows, hs = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, H)
@@ -48,7 +48,7 @@ def _step_sizes(raw_ptr, bias_ptr, dt_ptr, count, h, sr, ROWS: tl.constexpr, H: 
     tl.store(dt_ptr + rows[:, None] * h + hs[None], dt, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _step_sizes_backward(raw_ptr, bias_ptr, ddt_ptr, draw_ptr, dbias_ptr, count, h, width, sr, sd,
                          ROWS: tl.constexpr, H: tl.constexpr):  # fmt: skip
     """The gradient of raw, zeros in the columns that pad it up to `width`, and the bias's sum over these rows."""
@@ -63,7 +63,7 @@ def _step_sizes_backward(raw_ptr, bias_ptr, ddt_ptr, draw_ptr, dbias_ptr, count,
     tl.store(dbias_ptr + tl.program_id(0) * h + hs, tl.sum(draw, 0), mask=hs < h)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["seed", "threshold", "rows", "turns"])
 def _residual_backward(residual_ptr, rstd_ptr, w_ptr, dx_ptr, A_ptr, dnew_ptr, dresidual_ptr, dw_ptr, seed, threshold,
                        factor, rows, turns, c, sd, RANK: tl.constexpr, DROP: tl.constexpr,
                        C: tl.constexpr):  # fmt: skip
@@ -96,16 +96,30 @@ def _residual_backward(residual_ptr, rstd_ptr, w_ptr, dx_ptr, A_ptr, dnew_ptr, d
     tl.store(dw_ptr + tl.program_id(0) * c + cs, dw, mask=cs < c)
 
 
+@triton.jit
+def _join(weight_ptr, B_ptr, out_ptr, scale, count, width, rank, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of [W, scale B, 0] of `columns` columns; zeros below the weights' `count` rows, too."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None]
+    inside = rows < count
+    value = tl.load(weight_ptr + rows * width + cs, mask=inside & (cs < width), other=0.0).to(tl.float32)
+    if tl.program_id(1) * COLUMNS + COLUMNS > width:
+        low = cs - width
+        mask = inside & (low >= 0) & (low < rank)
+        value += scale * tl.load(B_ptr + rows * rank + low, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + rows * columns + cs, value, mask=(rows < count + (8 - count % 8) % 8) & (cs < columns))
+
+
 def _joined(weight: Tensor, B: Tensor | None, settings: BlockSettings) -> Tensor:
     """[W, scale B, 0] in the products' dtype (o d+padded_rank), o a multiple of 8 as the fast matrix kernels want."""
-    out, width = weight.shape
+    count, width = weight.shape
     rank = 0 if B is None else B.shape[1]
-    joined = torch.empty(out + -out % 8, width + padded_rank(rank), dtype=settings.dtype, device=weight.device)
-    joined[:out, :width].copy_(weight)
-    joined[out:].zero_()
-    if B is not None:
-        joined[:out, width : width + rank].copy_(B * settings.scale)
-        joined[:out, width + rank :].zero_()
+    rows, columns = count + -count % 8, width + padded_rank(rank)
+    joined = torch.empty(rows, columns, dtype=settings.dtype, device=weight.device)
+    _join[(triton.cdiv(rows, JOIN.rows), triton.cdiv(columns, JOIN.columns))](
+        weight.contiguous(), weight if B is None else B.contiguous(), joined, settings.scale,
+        count, width, rank, columns, ROWS=JOIN.rows, COLUMNS=JOIN.columns, num_warps=JOIN.warps,
+    )  # fmt: skip
     return joined
 
 
@@ -143,7 +157,7 @@ class _Block(torch.autograd.Function):
         dt = torch.empty(b, l, h, dtype=torch.float32, device=device)
         sizes = {"ROWS": STEP_SIZE.rows, "H": triton.next_power_of_2(h), "num_warps": STEP_SIZE.warps}
         _step_sizes[(triton.cdiv(b * l, STEP_SIZE.rows),)](raw, dt_bias, dt, b * l, h, raw.stride(0), **sizes)
-        xBC = conv_forward(xBC, conv.contiguous(), conv_bias, None)
+        xBC = conv_forward(xBC, conv, conv_bias, None)
         decay = -A_log.float().exp()
         scanned, B_scan, C_scan = _scan_inputs(xBC, e, h, settings)
         y = scan_forward(scanned, dt, decay, B_scan, C_scan, D)
@@ -228,9 +242,7 @@ def _backward_between(
     dxBC = torch.empty_like(xBC)
     x, B, C = _scan_inputs(xBC, h * p, h, settings)
     dx, dB, dC = _scan_inputs(dxBC, h * p, h, settings)
-    ddt, ddecay, dB_wide, dC_wide, dD, _ = scan_backward(x, dt, decay, B, C, D, None, dy, None, dx)
-    dB.copy_(dB_wide)
-    dC.copy_(dC_wide)
+    ddt, ddecay, dD, _ = scan_backward(x, dt, decay, B, C, D, None, dy, None, dx, dB, dC)
     dconv, dconv_bias = conv_backward(raw_xBC, conv, conv_bias, None, dxBC, draw_xBC, None)
     programs, width = triton.cdiv(b * l, STEP_SIZE.rows), draw.shape[1]
     ddt_bias = torch.empty(programs, h, dtype=torch.float32, device=dt.device)
@@ -261,7 +273,7 @@ def _backward_residual(
         residual, rstd, norm, dx, dx if A is None else A, dnew, dresidual, dnorm,
         dropout.seed, dropout.threshold, dropout.factor, b * l, triton.cdiv(b * l, programs), d, dx.stride(0),
         RANK=0 if A is None else len(A), DROP=dropout.probability > 0, C=triton.next_power_of_2(d),
-        num_warps=plan.warps,
+        num_warps=plan.warps, maxnreg=plan.registers,
     )  # fmt: skip
     return dresidual, dnorm.sum(0)
 

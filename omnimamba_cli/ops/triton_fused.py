@@ -8,7 +8,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.train_plans import CONV, CONV_GRADIENT, GATED_NORM_GRADIENT, NORM_GRADIENT, RowPlan, TilePlan
+from omnimamba_cli.ops.train_plans import (
+    CONV,
+    CONV_GRADIENT,
+    GATED_NORM_GRADIENT,
+    NORM_GRADIENT,
+    RowPlan,
+    TilePlan,
+    WalkPlan,
+)
 
 
 @triton.jit
@@ -23,7 +31,7 @@ def _tap(x_ptr, history_ptr, rows, cs, l, c, sxl, k: tl.constexpr, has_history: 
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l"])  # lengths vary from batch to batch
 def _conv_forward(x_ptr, w_ptr, bias_ptr, history_ptr, y_ptr, l, c, sxb, sxl, has_history: tl.constexpr,
                   k: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -33,96 +41,119 @@ def _conv_forward(x_ptr, w_ptr, bias_ptr, history_ptr, y_ptr, l, c, sxb, sxl, ha
     history_ptr += row * (k - 1) * c
     y = tl.zeros((ROWS, COLUMNS), tl.float32) + tl.load(bias_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)[None]
     for i in tl.static_range(k):
-        w = tl.load(w_ptr + cs * k + i, mask=cs < c, other=0.0).to(tl.float32)
+        w = tl.load(w_ptr + i * c + cs, mask=cs < c, other=0.0).to(tl.float32)
         y += _tap(x_ptr, history_ptr, rows - (k - 1) + i, cs, l, c, sxl, k, has_history) * w[None]
     y = y * tl.sigmoid(y)
     tl.store(y_ptr + (row * l + rows)[:, None] * c + cs[None], y, mask=(rows < l)[:, None] & (cs < c)[None])
 
 
 @triton.jit
-def _at(x_ptr, history_ptr, t, cs, here, l, c, sxl, k: tl.constexpr, has_history: tl.constexpr):
-    """Inputs at one time t (COLUMNS), as _tap has them."""
-    x = tl.load(x_ptr + t * sxl + cs, mask=here & (t >= 0) & (t < l), other=0.0)
+def _weights(w_ptr, cs, c, tap: tl.constexpr):
+    """Tap `tap` of the channels; zeros before the first one, so that any convolution of at most four taps has four."""
+    w = tl.zeros((cs.shape[0],), tl.float32)
+    if tap >= 0:
+        w = tl.load(w_ptr + tap * c + cs, mask=cs < c, other=0.0).to(tl.float32)
+    return w
+
+
+@triton.jit
+def _at(x_ptr, history_ptr, t, cs, l, c, sxl, k: tl.constexpr, has_history: tl.constexpr):
+    """The inputs of one time in float32, see _tap."""
+    x = tl.load(x_ptr + t * sxl + cs, mask=(t >= 0) & (t < l) & (cs < c), other=0.0).to(tl.float32)
     if has_history:
-        x += tl.load(history_ptr + (t + k - 1) * c + cs, mask=here & (t < 0) & (t > -k), other=0.0).to(x.dtype)
+        old = (t < 0) & (t > -k) & (cs < c)
+        x += tl.load(history_ptr + (t + k - 1) * c + cs, mask=old, other=0.0).to(tl.float32)
     return x
 
 
 @triton.jit
-def _conv_backward(x_ptr, w_ptr, bias_ptr, history_ptr, dy_ptr, dx_ptr, dhistory_ptr, dw_ptr, dbias_ptr, l, c,
-                   times, sxb, sxl, syb, syl, sdb, sdl, has_history: tl.constexpr, k: tl.constexpr,
-                   COLUMNS: tl.constexpr):  # fmt: skip
-    """dx(t) = sum over taps of w dpre(t + k - 1 - tap), dpre the gradient before SiLU.
+def _before_silu(dy_ptr, t, cs, l, c, syl, pre):
+    """The gradient before SiLU at one time."""
+    dy = tl.load(dy_ptr + t * syl + cs, mask=(t >= 0) & (t < l) & (cs < c), other=0.0).to(tl.float32)
+    gate = tl.sigmoid(pre)
+    return dy * gate * (1 + pre * (1 - gate))
 
-    A program walks `times` times of some channels with the last inputs and gradients in registers, so that each is read
-    and computed once. Fewer than four taps are four of which the first are zero. With a history the first program
-    begins before time 0.
+
+@triton.jit
+def _store_gradient(dx_ptr, dhistory_ptr, t, cs, l, c, sdl, dx, own, k: tl.constexpr, has_history: tl.constexpr):
+    tl.store(dx_ptr + t * sdl + cs, dx, mask=own & (t >= 0) & (t < l) & (cs < c))
+    if has_history:
+        tl.store(dhistory_ptr + (t + k - 1) * c + cs, dx, mask=own & (t < 0) & (t > -k) & (cs < c))
+
+
+@triton.jit(do_not_specialize=["l", "turns"])
+def _conv_backward(x_ptr, w_ptr, bias_ptr, history_ptr, dy_ptr, dx_ptr, dhistory_ptr, dw_ptr, dbias_ptr, l, c,
+                   turns, sxb, sxl, syb, syl, sdb, sdl, has_history: tl.constexpr, k: tl.constexpr,
+                   COLUMNS: tl.constexpr):  # fmt: skip
+    """dx(t) = sum over taps of w dpre(t + k - 1 - tap), dpre the gradient before SiLU, never stored.
+
+    A program walks back over 4 * turns times of some channels, four times a turn, after one turn over the four times
+    behind them, of which it needs dpre alone. With a history the first four times lie before time 0.
     """
     row = tl.program_id(0).to(tl.int64)
     cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    here = cs < c
     x_ptr += row * sxb
     dy_ptr += row * syb
     dx_ptr += row * sdb
     history_ptr += row * (k - 1) * c
     dhistory_ptr += row * (k - 1) * c
-    bias = tl.load(bias_ptr + cs, mask=here, other=0.0).to(tl.float32)
-    w_ptr += cs * k - (4 - k)
-    w0 = tl.load(w_ptr, mask=here & (k > 3), other=0.0).to(tl.float32)
-    w1 = tl.load(w_ptr + 1, mask=here & (k > 2), other=0.0).to(tl.float32)
-    w2 = tl.load(w_ptr + 2, mask=here & (k > 1), other=0.0).to(tl.float32)
-    w3 = tl.load(w_ptr + 3, mask=here, other=0.0).to(tl.float32)
-    begin = tl.program_id(2) * times
+    b = tl.load(bias_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
+    w0, w1 = _weights(w_ptr, cs, c, k - 4), _weights(w_ptr, cs, c, k - 3)
+    w2, w3 = _weights(w_ptr, cs, c, k - 2), _weights(w_ptr, cs, c, k - 1)
+    dw0, dw1, dw2, dw3 = b * 0, b * 0, b * 0, b * 0
+    db, d1, d2, d3 = b * 0, b * 0, b * 0, b * 0  # sums; dpre of the next three times
+    t = (tl.program_id(2) + 1) * turns * 4 + 3
     if has_history:
-        begin = begin - (k - 1)
-    end = tl.minimum(begin + times, l)
-    x3 = _at(x_ptr, history_ptr, begin - 3, cs, here, l, c, sxl, k, has_history).to(tl.float32)
-    x2 = _at(x_ptr, history_ptr, begin - 2, cs, here, l, c, sxl, k, has_history).to(tl.float32)
-    x1 = _at(x_ptr, history_ptr, begin - 1, cs, here, l, c, sxl, k, has_history).to(tl.float32)
-    zero = tl.zeros((COLUMNS,), tl.float32)
-    g1, g2, g3 = zero, zero, zero
-    dw0, dw1, dw2, dw3, dbias = zero, zero, zero, zero, zero
-    # what comes is asked for two times ahead
-    x_now = _at(x_ptr, history_ptr, begin, cs, here, l, c, sxl, k, has_history)
-    x_next = _at(x_ptr, history_ptr, begin + 1, cs, here, l, c, sxl, k, has_history)
-    dy_now = tl.load(dy_ptr + begin * syl + cs, mask=here & (begin >= 0) & (begin < l), other=0.0)
-    dy_next = tl.load(dy_ptr + (begin + 1) * syl + cs, mask=here & (begin + 1 >= 0) & (begin + 1 < l), other=0.0)
-    for t in range(begin, end + 3):
-        x0, dy = x_now.to(tl.float32), dy_now.to(tl.float32)
-        x_now, dy_now = x_next, dy_next
-        x_next = _at(x_ptr, history_ptr, t + 2, cs, here, l, c, sxl, k, has_history)
-        dy_next = tl.load(dy_ptr + (t + 2) * syl + cs, mask=here & (t + 2 >= 0) & (t + 2 < l), other=0.0)
-        pre = bias + w0 * x3 + w1 * x2 + w2 * x1 + w3 * x0
-        gate = tl.sigmoid(pre)
-        g0 = dy * gate * (1 + pre * (1 - gate))
-        own = tl.where(t < end, g0, 0.0)  # the times after that are other programs'
-        dw0 += own * x3
-        dw1 += own * x2
-        dw2 += own * x1
-        dw3 += own * x0
-        dbias += own
-        dx = w3 * g3 + w2 * g2 + w1 * g1 + w0 * g0
-        at = t - 3
-        tl.store(dx_ptr + at * sdl + cs, dx, mask=here & (at >= begin) & (at >= 0))
-        if has_history:
-            tl.store(dhistory_ptr + (at + k - 1) * c + cs, dx, mask=here & (at >= begin) & (at < 0))
-        x3, x2, x1 = x2, x1, x0
-        g3, g2, g1 = g2, g1, g0
-    part = (row * tl.num_programs(2) + tl.program_id(2)) * c + cs
-    dw_ptr += part * k - (4 - k)
-    tl.store(dw_ptr, dw0, mask=here & (k > 3))
-    tl.store(dw_ptr + 1, dw1, mask=here & (k > 2))
-    tl.store(dw_ptr + 2, dw2, mask=here & (k > 1))
-    tl.store(dw_ptr + 3, dw3, mask=here)
-    tl.store(dbias_ptr + part, dbias, mask=here)
+        t -= 4
+    x0 = _at(x_ptr, history_ptr, t, cs, l, c, sxl, k, has_history)
+    x1 = _at(x_ptr, history_ptr, t - 1, cs, l, c, sxl, k, has_history)
+    x2 = _at(x_ptr, history_ptr, t - 2, cs, l, c, sxl, k, has_history)
+    for turn in range(turns + 1):
+        x3 = _at(x_ptr, history_ptr, t - 3, cs, l, c, sxl, k, has_history)
+        x4 = _at(x_ptr, history_ptr, t - 4, cs, l, c, sxl, k, has_history)
+        x5 = _at(x_ptr, history_ptr, t - 5, cs, l, c, sxl, k, has_history)
+        x6 = _at(x_ptr, history_ptr, t - 6, cs, l, c, sxl, k, has_history)
+        p0 = _before_silu(dy_ptr, t, cs, l, c, syl, b + w0 * x3 + w1 * x2 + w2 * x1 + w3 * x0)
+        p1 = _before_silu(dy_ptr, t - 1, cs, l, c, syl, b + w0 * x4 + w1 * x3 + w2 * x2 + w3 * x1)
+        p2 = _before_silu(dy_ptr, t - 2, cs, l, c, syl, b + w0 * x5 + w1 * x4 + w2 * x3 + w3 * x2)
+        p3 = _before_silu(dy_ptr, t - 3, cs, l, c, syl, b + w0 * x6 + w1 * x5 + w2 * x4 + w3 * x3)
+        own = turn > 0
+        dx = w3 * p0 + w2 * d1 + w1 * d2 + w0 * d3
+        _store_gradient(dx_ptr, dhistory_ptr, t, cs, l, c, sdl, dx, own, k, has_history)
+        dx = w3 * p1 + w2 * p0 + w1 * d1 + w0 * d2
+        _store_gradient(dx_ptr, dhistory_ptr, t - 1, cs, l, c, sdl, dx, own, k, has_history)
+        dx = w3 * p2 + w2 * p1 + w1 * p0 + w0 * d1
+        _store_gradient(dx_ptr, dhistory_ptr, t - 2, cs, l, c, sdl, dx, own, k, has_history)
+        dx = w3 * p3 + w2 * p2 + w1 * p1 + w0 * p0
+        _store_gradient(dx_ptr, dhistory_ptr, t - 3, cs, l, c, sdl, dx, own, k, has_history)
+        if own:
+            dw0 += p0 * x3 + p1 * x4 + p2 * x5 + p3 * x6
+            dw1 += p0 * x2 + p1 * x3 + p2 * x4 + p3 * x5
+            dw2 += p0 * x1 + p1 * x2 + p2 * x3 + p3 * x4
+            dw3 += p0 * x0 + p1 * x1 + p2 * x2 + p3 * x3
+            db += p0 + p1 + p2 + p3
+        d1, d2, d3 = p3, p2, p1
+        x0, x1, x2 = x4, x5, x6
+        t -= 4
+    part = row * tl.num_programs(2) + tl.program_id(2)
+    dw_ptr += part * k * c + cs
+    tl.store(dw_ptr + (k - 1) * c, dw3, mask=cs < c)
+    if k > 1:
+        tl.store(dw_ptr + (k - 2) * c, dw2, mask=cs < c)
+    if k > 2:
+        tl.store(dw_ptr + (k - 3) * c, dw1, mask=cs < c)
+    if k > 3:
+        tl.store(dw_ptr, dw0, mask=cs < c)
+    tl.store(dbias_ptr + part * c + cs, db, mask=cs < c)
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None, plan: TilePlan = CONV) -> Tensor:
-    """The convolution of x (b l c) and SiLU; innermost stride 1, weight (c k) and history (b k-1 c) contiguous."""
+    """The convolution of x (b l c) with weight (c k), and SiLU; innermost stride 1, history (b k-1 c) contiguous."""
     b, l, c = x.shape
+    taps = weight.t().contiguous()  # neighbouring channels are read together
     y = torch.empty(b, l, c, dtype=x.dtype, device=x.device)
     _conv_forward[(b, triton.cdiv(c, plan.columns), triton.cdiv(l, plan.rows))](
-        x, weight, bias, x if history is None else history, y, l, c, x.stride(0), x.stride(1),
+        x, taps, bias, x if history is None else history, y, l, c, x.stride(0), x.stride(1),
         has_history=history is not None, k=weight.shape[1], ROWS=plan.rows, COLUMNS=plan.columns, num_warps=plan.warps,
     )  # fmt: skip
     return y
@@ -136,22 +167,24 @@ def conv_backward(
     dy: Tensor,
     dx: Tensor,
     dhistory: Tensor | None,
-    plan: TilePlan = CONV_GRADIENT,
+    plan: WalkPlan = CONV_GRADIENT,
 ) -> tuple[Tensor, Tensor]:
     """Writes x's gradient into dx (b l c) and the history's into dhistory; returns weight's and bias's in float32."""
     b, l, c = x.shape
     k = weight.shape[1]
+    taps = weight.t().contiguous()
     carried = history is not None
-    programs = triton.cdiv(l + (k - 1) * carried, plan.rows)
-    times = triton.cdiv(l + (k - 1) * carried, programs)
-    dw = torch.empty(b * programs, c, k, dtype=torch.float32, device=x.device)
+    fours = triton.cdiv(l, 4) + carried
+    turns = min(plan.turns, fours)
+    programs = triton.cdiv(fours, turns)
+    dw = torch.empty(b * programs, k, c, dtype=torch.float32, device=x.device)
     dbias = torch.empty(b * programs, c, dtype=torch.float32, device=x.device)
     _conv_backward[(b, triton.cdiv(c, plan.columns), programs)](
-        x, weight, bias, history if carried else x, dy, dx, dhistory if carried else dx, dw, dbias, l, c, times,
+        x, taps, bias, history if carried else x, dy, dx, dhistory if carried else dx, dw, dbias, l, c, turns,
         x.stride(0), x.stride(1), dy.stride(0), dy.stride(1), dx.stride(0), dx.stride(1), has_history=carried, k=k,
         COLUMNS=plan.columns, num_warps=plan.warps,
     )  # fmt: skip
-    return dw.sum(0), dbias.sum(0)
+    return dw.sum(0).t(), dbias.sum(0)
 
 
 class _Conv(torch.autograd.Function):
@@ -176,7 +209,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None 
     k = weight.shape[1]
     x = x if x.stride(-1) == 1 else x.contiguous()
     old = None if history is None else history.to(x.dtype).contiguous()
-    y = _Conv.apply(x, weight.contiguous(), bias, old)
+    y = _Conv.apply(x, weight, bias, old)
     if l >= k - 1:
         return y, x[:, l - (k - 1) :]
     before = x.new_zeros(b, k - 1, c) if old is None else old
@@ -197,7 +230,7 @@ def _norm_forward(x_ptr, z_ptr, w_ptr, out_ptr, rstd_ptr, c, sx, sz, so, eps, ga
     tl.store(rstd_ptr + row, rstd)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "turns"])
 def _norm_backward(x_ptr, z_ptr, w_ptr, rstd_ptr, dout_ptr, dx_ptr, dz_ptr, out_ptr, dw_ptr, rows, turns, c,
                    sx, sz, sd, sdz, gated: tl.constexpr, again: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """Each program takes every num_programs-th row and keeps the weight's sum; `again` writes the output, too."""
@@ -264,7 +297,7 @@ def norm_backward(
         x, gate, weight, rstd, dout, dx, unused if dz is None else dz, unused if out is None else out, dw,
         rows, triton.cdiv(rows, programs), c, x.stride(0), gate.stride(0), dout.stride(0),
         c if dz is None else dz.stride(0), gated=z is not None, again=out is not None, C=triton.next_power_of_2(c),
-        num_warps=plan.warps,
+        num_warps=plan.warps, maxnreg=plan.registers,
     )  # fmt: skip
     return dw.sum(0)
 

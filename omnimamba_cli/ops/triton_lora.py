@@ -53,7 +53,7 @@ def _dropped(ptr, rows, columns, count, width, stride, seed, threshold, factor, 
     return x
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["seed", "threshold", "count"])
 def _narrow(x_ptr, A_ptr, out_ptr, seed, threshold, factor, count, width, rank, sx, so, DROP: tl.constexpr,
             R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, precision: tl.constexpr):  # fmt: skip
     rows, rs = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, R)
@@ -67,7 +67,7 @@ def _narrow(x_ptr, A_ptr, out_ptr, seed, threshold, factor, count, width, rank, 
     tl.store(out_ptr + rows[:, None].to(tl.int64) * so + rs[None], total, mask=(rows < count)[:, None])
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["seed", "threshold", "count"])
 def _narrow_gradient(x_ptr, d_ptr, parts_ptr, seed, threshold, factor, count, width, sx, sd, DROP: tl.constexpr,
                      R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                      precision: tl.constexpr):  # fmt: skip

@@ -41,7 +41,7 @@ def _advance(state, x, dt, B, log_decay, total, precision: tl.constexpr):
     return tl.dot(into, B, state * tl.exp(total), input_precision=precision)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l"])  # lengths vary from batch to batch
 def _forward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_ptr, l, h, r,
              sxb, sxl, sxh, sdb, sdl, sdh, sBb, sBl, sBg, sCb, sCl, sCg, has_state: tl.constexpr,
              has_last: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr,
@@ -132,8 +132,9 @@ class _Scan(torch.autograd.Function):
             dy = torch.zeros_like(dx)
         dy = dy if dy.stride(-1) == 1 else dy.contiguous()
         dlast = None if dlast is None else dlast.contiguous()
-        ddt, dA, dB, dC, dD, dstate = scan_backward(x, dt, A, B, C, D, state, dy, dlast, dx)
-        return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD.to(D.dtype), dstate
+        dB, dC = torch.empty(2, *B.shape, dtype=B.dtype, device=x.device)
+        ddt, dA, dD, dstate = scan_backward(x, dt, A, B, C, D, state, dy, dlast, dx, dB, dC)
+        return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB, dC, dD.to(D.dtype), dstate
 
 
 def ssd_scan(

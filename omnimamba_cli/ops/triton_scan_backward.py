@@ -1,9 +1,9 @@
-"""The scan's backward pass as three Triton kernels.
+"""The scan's backward pass as four Triton kernels.
 
 The first walks each sequence once forward and once backward, at the same time, and keeps between chunks the state and
 the gradient of the state, in the inputs' dtype. With both at hand all chunks are independent: a program of the others
 takes one chunk and some heads of a group, which share B and C, and keeps dB and dC in registers over those heads. They
-are two because one would need more registers than there are.
+are two because one would need more registers than there are. The last adds up what different heads have left.
 """
 
 import torch
@@ -25,16 +25,19 @@ def _tile(ptr, rows, columns, l, stride, size: tl.constexpr):
 
 @triton.jit
 def _walk(left_ptr, right_ptr, dt_ptr, A, state, out_ptr, l, chunks, s_left, s_right, sdt, BACK: tl.constexpr,
-          Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr, n: tl.constexpr,
+          known: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr, n: tl.constexpr,
           precision: tl.constexpr):  # fmt: skip
-    """Store (P N) before every chunk on the way; left (l p) and right (l n) are x and B, going back dy and C."""
+    """Store (P N) before every chunk on the way; left (l p) and right (l n) are x and B, going back dy and C.
+
+    What the walk begins with is stored only where it is `known`: else it is zero, and nobody reads it.
+    """
     qs, ps, ns = tl.arange(0, Q), tl.arange(0, P), tl.arange(0, N)
     tile = ps[:, None] * N + ns[None]
     for turn in range(chunks):
         i = turn
         if BACK:
             i = chunks - 1 - turn
-        tl.store(out_ptr + i * P * N + tile, state)
+        tl.store(out_ptr + i * P * N + tile, state, mask=(tile >= 0) & ((turn > 0) | known))
         rows = i * Q + qs
         left = _tile(left_ptr, rows, ps, l, s_left, p)
         right = _tile(right_ptr, rows, ns, l, s_right, n)
@@ -47,7 +50,7 @@ def _walk(left_ptr, right_ptr, dt_ptr, A, state, out_ptr, l, chunks, s_left, s_r
     return state
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "chunks"])  # lengths vary from batch to batch
 def _states(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, state_ptr, dy_ptr, dlast_ptr, states_ptr, dstates_ptr, dstate_ptr,
             l, h, r, chunks, sxb, sxl, sxh, sdb, sdl, sdh, sBb, sBl, sBg, sCb, sCl, sCg, sgb, sgl, sgh,
             has_state: tl.constexpr, has_dlast: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
@@ -67,24 +70,25 @@ def _states(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, state_ptr, dy_ptr, dlast_ptr, st
             state = tl.load(state_ptr + cell, mask=whole, other=0.0)
         _walk(
             x_ptr + row * sxb + head * sxh, B_ptr + row * sBb + group * sBg, dt_ptr, A, state, states_ptr + kept,
-            l, chunks, sxl, sBl, sdl, False, Q, P, N, p, n, precision,
+            l, chunks, sxl, sBl, sdl, False, has_state, Q, P, N, p, n, precision,
         )  # fmt: skip
     else:
         if has_dlast:
             state = tl.load(dlast_ptr + cell, mask=whole, other=0.0)
         state = _walk(
             dy_ptr + row * sgb + head * sgh, C_ptr + row * sCb + group * sCg, dt_ptr, A, state, dstates_ptr + kept,
-            l, chunks, sgl, sCl, sdl, True, Q, P, N, p, n, precision,
+            l, chunks, sgl, sCl, sdl, True, has_dlast, Q, P, N, p, n, precision,
         )  # fmt: skip
         if has_state:
             tl.store(dstate_ptr + cell, state, mask=whole)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "chunks"])
 def _between_chunks(x_ptr, dt_ptr, A_ptr, C_ptr, dy_ptr, states_ptr, dstates_ptr, ds_ptr, dtotal_ptr, dB_ptr, dC_ptr,
-                    l, h, r, chunks, blocks, sxb, sxl, sxh, sdb, sdl, sdh, sCb, sCl, sCg, sgb, sgl, sgh, part, parts,
-                    HEADS: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr,
-                    n: tl.constexpr, precision: tl.constexpr):  # fmt: skip
+                    l, h, r, chunks, blocks, sxb, sxl, sxh, sdb, sdl, sdh, sCb, sCl, sCg, sgb, sgl, sgh,
+                    has_state: tl.constexpr, has_dlast: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr,
+                    P: tl.constexpr, N: tl.constexpr, p: tl.constexpr, n: tl.constexpr,
+                    precision: tl.constexpr):  # fmt: skip
     """What a chunk's neighbours mean for its C (the state before it) and B (the gradient of the state after it).
 
     Also the gradient of the running log decay as far as it scales the state before, and of a chunk's whole decay.
@@ -95,13 +99,17 @@ def _between_chunks(x_ptr, dt_ptr, A_ptr, C_ptr, dy_ptr, states_ptr, dstates_ptr
     rows = chunk * Q + qs
     C = _tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
     tile = ps[:, None] * N + ns[None]
+    # zero, and not stored, where a walk begins with nothing
+    before_known = (tile >= 0) & ((chunk > 0) | has_state)
+    after_known = (tile >= 0) & ((chunk < chunks - 1) | has_dlast)
     dB, dC = tl.zeros((Q, N), tl.float32), tl.zeros((Q, N), tl.float32)
     first = group * r + block * HEADS
     for head in range(first, tl.minimum(first + HEADS, group * r + r)):
         x = _tile(x_ptr + row * sxb + head * sxh, rows, ps, l, sxl, p)
         dy = _tile(dy_ptr + row * sgb + head * sgh, rows, ps, l, sgl, p)
         kept = ((row * h + head) * chunks + chunk) * P * N
-        state, dstate = tl.load(states_ptr + kept + tile), tl.load(dstates_ptr + kept + tile)
+        state = tl.load(states_ptr + kept + tile, mask=before_known, other=0.0)
+        dstate = tl.load(dstates_ptr + kept + tile, mask=after_known, other=0.0)
         dt = tl.load(dt_ptr + row * sdb + head * sdh + rows * sdl, mask=rows < l, other=0.0).to(tl.float32)
         A = tl.load(A_ptr + head).to(tl.float32)
         log_decay = tl.cumsum(dt * A, 0)
@@ -118,18 +126,18 @@ def _between_chunks(x_ptr, dt_ptr, A_ptr, C_ptr, dy_ptr, states_ptr, dstates_ptr
         tl.store(ds_ptr + (row * l + rows) * h + head, ds, mask=rows < l)
         tl.store(dtotal_ptr + (row * chunks + chunk) * h + head, dtotal)
     keep = (rows < l)[:, None] & (ns < n)[None]
-    place = (((row * l + rows) * (tl.num_programs(1) // blocks) + group) * parts + part + block)[:, None] * n + ns[None]
+    place = ((row * l + rows) * tl.num_programs(1) + tl.program_id(1))[:, None] * n + ns[None]
     tl.store(dB_ptr + place, dB, mask=keep)
     tl.store(dC_ptr + place, dC, mask=keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["l", "chunks"])
 def _within_chunks(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dy_ptr, dstates_ptr, ds_ptr, dtotal_ptr,
-                   dx_ptr, ddt_ptr, dA_ptr, dD_ptr, dB_ptr, dC_ptr, l, h, r, chunks, blocks,
+                   dx_ptr, ddt_ptr, dA_ptr, dD_ptr, dscores_ptr, l, h, r, chunks, blocks,
                    sxb, sxl, sxh, sdb, sdl, sdh, sBb, sBl, sBg, sCb, sCl, sCg, sgb, sgl, sgh, sub, sul, suh,
-                   part, parts, HEADS: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr,
-                   n: tl.constexpr, precision: tl.constexpr):  # fmt: skip
-    """The rest, with what _between_chunks found: dx, dt's gradient, dA and dD of a chunk, B's and C's shares."""
+                   has_dlast: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+                   p: tl.constexpr, n: tl.constexpr, precision: tl.constexpr):  # fmt: skip
+    """The rest, with what _between_chunks found: dx, dt's gradient, dA and dD of a chunk, and of B C' in it."""
     row, chunk = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
     group, block = tl.program_id(1) // blocks, tl.program_id(1) % blocks
     qs, ps, ns = tl.arange(0, Q), tl.arange(0, P), tl.arange(0, N)
@@ -140,13 +148,15 @@ def _within_chunks(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dy_ptr, dstates_pt
     B = _tile(B_ptr + row * sBb + group * sBg, rows, ns, l, sBl, n)
     C = _tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
     tile = ps[:, None] * N + ns[None]
+    after_known = (tile >= 0) & ((chunk < chunks - 1) | has_dlast)
     scores = tl.dot(B, tl.trans(C), input_precision=precision, out_dtype=tl.float32)
     dscores = tl.zeros((Q, Q), tl.float32)
     first = group * r + block * HEADS
     for head in range(first, tl.minimum(first + HEADS, group * r + r)):
         x = _tile(x_ptr + row * sxb + head * sxh, rows, ps, l, sxl, p)
         dy = _tile(dy_ptr + row * sgb + head * sgh, rows, ps, l, sgl, p)
-        dstate = tl.load(dstates_ptr + ((row * h + head) * chunks + chunk) * P * N + tile)
+        kept = ((row * h + head) * chunks + chunk) * P * N
+        dstate = tl.load(dstates_ptr + kept + tile, mask=after_known, other=0.0)
         dt = tl.load(dt_ptr + row * sdb + head * sdh + rows * sdl, mask=inside, other=0.0).to(tl.float32)
         A, D = tl.load(A_ptr + head).to(tl.float32), tl.load(D_ptr + head).to(tl.float32)
         log_decay = tl.cumsum(dt * A, 0)
@@ -181,11 +191,36 @@ def _within_chunks(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dy_ptr, dstates_pt
         tl.store(ddt_ptr + (row * l + rows) * h + head, ddt, mask=inside)
         tl.store(dA_ptr + end, tl.sum(da * dt, 0))
         tl.store(dD_ptr + end, dD)
-    keep = inside[:, None] & (ns < n)[None]
-    place = (((row * l + rows) * (tl.num_programs(1) // blocks) + group) * parts + part + block)[:, None] * n + ns[None]
+    place = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * Q * Q
+    tl.store(dscores_ptr + place + qs[:, None] * Q + qs[None], dscores)
+
+
+@triton.jit(do_not_specialize=["l", "chunks"])
+def _sum_heads(B_ptr, C_ptr, dB_parts_ptr, dC_parts_ptr, dscores_ptr, dB_ptr, dC_ptr, l, chunks, within, between,
+               sBb, sBl, sBg, sCb, sCl, sCg, sb, sl, sg, Q: tl.constexpr, N: tl.constexpr, n: tl.constexpr,
+               precision: tl.constexpr):  # fmt: skip
+    """dB and dC of a chunk and group, from the parts that the blocks of heads have left."""
+    row, chunk, group = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks, tl.program_id(1)
+    qs, ns = tl.arange(0, Q), tl.arange(0, N)
+    rows = chunk * Q + qs
+    keep = (rows < l)[:, None] & (ns < n)[None]
+    dB, dC = tl.zeros((Q, N), tl.float32), tl.zeros((Q, N), tl.float32)
+    dscores = tl.zeros((Q, Q), tl.float32)
+    for part in range(between):
+        place = ((row * l + rows) * tl.num_programs(1) * between + group * between + part)[:, None] * n + ns[None]
+        dB += tl.load(dB_parts_ptr + place, mask=keep, other=0.0)
+        dC += tl.load(dC_parts_ptr + place, mask=keep, other=0.0)
+    for part in range(within):
+        place = ((tl.program_id(0).to(tl.int64) * tl.num_programs(1) + group) * within + part) * Q * Q
+        dscores += tl.load(dscores_ptr + place + qs[:, None] * Q + qs[None])
+    B = _tile(B_ptr + row * sBb + group * sBg, rows, ns, l, sBl, n)
+    C = _tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
     narrow = dscores.to(B.dtype)
-    tl.store(dC_ptr + place, tl.dot(tl.trans(narrow), B, input_precision=precision, out_dtype=tl.float32), mask=keep)
-    tl.store(dB_ptr + place, tl.dot(narrow, C, input_precision=precision, out_dtype=tl.float32), mask=keep)
+    dB = tl.dot(narrow, C, dB, input_precision=precision)
+    dC = tl.dot(tl.trans(narrow), B, dC, input_precision=precision)
+    place = row * sb + group * sg + rows[:, None] * sl + ns[None]
+    tl.store(dB_ptr + place, dB, mask=keep)
+    tl.store(dC_ptr + place, dC, mask=keep)
 
 
 def scan_backward(
@@ -199,12 +234,14 @@ def scan_backward(
     dy: Tensor,
     dlast: Tensor | None,
     dx: Tensor,
+    dB: Tensor,
+    dC: Tensor,
     plan: ScanGradientPlan | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients (ddt, dA, dB, dC, dD, dstate) of reference.ssd_scan in float32; dx is written into (b l h p).
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Writes dx (b l h p), dB and dC (b l g n); returns ddt, dA, dD and dstate of reference.ssd_scan in float32.
 
-    dy (b l h p) is y's gradient, dlast (b h p n) the last state's; the innermost strides of x, B, C, dy, dx are 1.
-    The same sums every time: no atomic additions.
+    dy (b l h p) is y's gradient, dlast (b h p n) the last state's. The innermost strides of x, B, C, dy, dx, dB and dC
+    are 1, the other ones of dB and dC the same. The same sums every time: no atomic additions.
     """
     b, l, h, p = x.shape
     g, n = B.shape[2:]
@@ -213,8 +250,8 @@ def scan_backward(
     chunks = triton.cdiv(l, plan.chunk)
     P, N = (max(16, triton.next_power_of_2(v)) for v in (p, n))
     r = h // g
-    within, between = min(plan.within.heads, r), min(plan.between.heads, r)
-    blocks, parts = triton.cdiv(r, within), triton.cdiv(r, within) + triton.cdiv(r, between)
+    heads = {"within": min(plan.within.heads, r), "between": min(plan.between.heads, r)}
+    within, between = (triton.cdiv(r, number) for number in heads.values())  # blocks of heads
     float32 = {"dtype": torch.float32, "device": x.device}
     states, dstates = torch.empty(2, b * h * chunks, P, N, dtype=x.dtype, device=x.device)
     dstate = None if state is None else torch.empty(b, h, p, n, **float32)
@@ -226,21 +263,25 @@ def scan_backward(
         x, dt, A, B, C, unused if state is None else state, dy, unused if dlast is None else dlast, states, dstates,
         unused if dstate is None else dstate, l, h, r, chunks, *sx, *sdt, *sB, *sC, *sdy,
         has_state=state is not None, has_dlast=dlast is not None, **sizes,
-        num_warps=plan.states.warps, num_stages=plan.states.stages,
+        num_warps=plan.states.warps, num_stages=plan.states.stages, maxnreg=plan.states.registers,
     )  # fmt: skip
     ds, ddt = torch.empty(2, b, l, h, **float32)
     dtotal, *ends = torch.empty(3, b * chunks, h, **float32)  # of each chunk, like dA and dD
-    sides = torch.empty(2, b, l, g, parts, n, **float32)  # dB and dC of each block of heads
-    _between_chunks[(b * chunks, g * (parts - blocks))](
-        x, dt, A, C, dy, states, dstates, ds, dtotal, sides[0], sides[1],
-        l, h, r, chunks, parts - blocks, *sx, *sdt, *sC, *sdy, blocks, parts, HEADS=between, **sizes,
-        num_warps=plan.between.warps, num_stages=plan.between.stages,
+    sides = torch.empty(2, b, l, g, between, n, **float32)  # dB and dC of each block of heads
+    _between_chunks[(b * chunks, g * between)](
+        x, dt, A, C, dy, states, dstates, ds, dtotal, sides[0], sides[1], l, h, r, chunks, between,
+        *sx, *sdt, *sC, *sdy, has_state=state is not None, has_dlast=dlast is not None, HEADS=heads["between"], **sizes,
+        num_warps=plan.between.warps, num_stages=plan.between.stages, maxnreg=plan.between.registers,
     )  # fmt: skip
-    _within_chunks[(b * chunks, g * blocks)](
-        x, dt, A, B, C, D, dy, dstates, ds, dtotal, dx, ddt, ends[0], ends[1], sides[0], sides[1],
-        l, h, r, chunks, blocks, *sx, *sdt, *sB, *sC, *sdy, *dx.stride()[:3], 0, parts, HEADS=within, **sizes,
-        num_warps=plan.within.warps, num_stages=plan.within.stages,
+    dscores = torch.empty(b * chunks, g, within, plan.chunk, plan.chunk, **float32)
+    _within_chunks[(b * chunks, g * within)](
+        x, dt, A, B, C, D, dy, dstates, ds, dtotal, dx, ddt, ends[0], ends[1], dscores, l, h, r, chunks, within,
+        *sx, *sdt, *sB, *sC, *sdy, *dx.stride()[:3], has_dlast=dlast is not None, HEADS=heads["within"], **sizes,
+        num_warps=plan.within.warps, num_stages=plan.within.stages, maxnreg=plan.within.registers,
+    )  # fmt: skip
+    _sum_heads[(b * chunks, g)](
+        B, C, sides[0], sides[1], dscores, dB, dC, l, chunks, within, between, *sB, *sC, *dB.stride()[:3],
+        Q=plan.chunk, N=N, n=n, precision=sizes["precision"], num_warps=8, num_stages=1,
     )  # fmt: skip
     dA, dD = (end.sum(0) for end in ends)
-    dB, dC = sides.sum(4)
-    return ddt, dA, dB, dC, dD, dstate
+    return ddt, dA, dD, dstate

@@ -134,6 +134,30 @@ def test_block_trains_in_one_step_on_a_gpu() -> None:
 
 @pytest.mark.gpu
 @cuda
+def test_under_autocast_a_block_gives_what_single_operations_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(REAL, lora_dropout=0.0)
+    start, dnew = torch.randn(2, 3, 150, config.d_model, generator=torch.Generator().manual_seed(1)).cuda().unbind()
+    found = []
+    for kernels in ("torch", "auto"):
+        monkeypatch.setenv("OMNIMAMBA_KERNELS", kernels)
+        block, leaf = made(config, "cuda").train(), start.clone().requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = block(leaf, "t2i")
+        assert out.dtype == torch.float32
+        assert ("Block" in type(out.grad_fn).__name__) == (kernels == "auto")
+        (out * dnew).sum().backward()
+        found.append(
+            {"out": out - leaf, "dresidual": leaf.grad - dnew, **{n: p.grad for n, p in block.named_parameters()}}
+        )
+    for name, want in found[0].items():
+        if want is None:
+            assert found[1][name] is None
+        else:
+            assert_close(name, want, found[1][name], 4e-2)
+
+
+@pytest.mark.gpu
+@cuda
 @pytest.mark.parametrize("l", [1, 65, 329])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 3e-2)])
 def test_block_on_a_gpu(l: int, dtype: torch.dtype, tolerance: float) -> None:

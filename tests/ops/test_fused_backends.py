@@ -83,7 +83,6 @@ def compare_norms(device: str, dtype: torch.dtype, tolerance: float, l: int, *, 
 def test_convolution_on_a_gpu(l: int, carried: bool, cut: bool, dtype: torch.dtype, tolerance: float) -> None:
     compare_conv("cuda", dtype, tolerance, l, carried=carried, cut=cut)
     compare_conv("cuda", dtype, tolerance, l, carried=carried, cut=cut, k=2, c=130)
-    compare_conv("cuda", dtype, tolerance, l, carried=carried, cut=cut, k=3, c=130)
 
 
 @pytest.mark.gpu
@@ -112,9 +111,9 @@ def test_the_registry_takes_the_fused_kernels_on_a_gpu() -> None:
 
 @pytest.mark.gpu
 @cuda
-def test_taps_that_are_no_power_of_two_go_to_the_reference() -> None:
+def test_more_than_four_taps_go_to_the_reference() -> None:
     rng = torch.Generator().manual_seed(0)
-    x, weight, bias = (normal(rng, *s).float().cuda() for s in ((2, 9, 6), (6, 3), (6,)))
+    x, weight, bias = (normal(rng, *s).float().cuda() for s in ((2, 9, 6), (6, 5), (6,)))
     want, _ = reference.causal_conv(x, weight, bias)
     assert_close("y", want, registry.causal_conv(x, weight, bias)[0], 1e-6)
 
@@ -126,9 +125,8 @@ for i, l in enumerate(LENGTHS):
     for carried in (False, True):
         compare_conv("cpu", torch.float32, 1e-5, l, carried=carried, cut=(i + carried) % 2 == 1)
     compare_norms("cpu", torch.float32, 1e-5, l, cut=i % 2 == 0)
-compare_conv("cpu", torch.float32, 1e-5, 3, carried=True, cut=True, k=2, c=16)
-compare_conv("cpu", torch.float32, 1e-5, 7, carried=True, cut=False, k=3, c=20)
-compare_conv("cpu", torch.float32, 1e-5, 200, carried=True, cut=False, c=16)
+for k in (1, 2, 3):
+    compare_conv("cpu", torch.float32, 1e-5, 3, carried=k > 1, cut=True, k=k, c=16)
 """
 
 

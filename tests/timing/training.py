@@ -29,6 +29,7 @@ from omnimamba_cli.ops.train_plans import (
     ScanForwardPlan,
     ScanKernel,
     TilePlan,
+    WalkPlan,
 )
 from omnimamba_cli.presets import preset
 from tests.ops import test_block_backends, test_fused_backends, test_scan_backends
@@ -39,11 +40,10 @@ LENGTH = 329  # of a drawing: 72 tokens of text and marks, 256 codes, the last o
 BF16 = torch.bfloat16
 SCANS = [ScanForwardPlan(*p) for p in ((32, 4, 3), (32, 4, 2), (64, 4, 2), (64, 4, 1), (64, 8, 1), (16, 4, 3))]
 KERNELS = {
-    "states": [ScanKernel(4, 2), ScanKernel(4, 3), ScanKernel(4, 1), ScanKernel(8, 2)],
-    "between": [ScanKernel(w, s, heads=h) for w, s, h in ((8, 2, 16), (8, 3, 16), (8, 2, 32), (8, 1, 16), (4, 2, 16))],
+    "states": [ScanKernel(4, 3), ScanKernel(4, 2), ScanKernel(4, 1), ScanKernel(8, 2)],
+    "between": [ScanKernel(w, s, heads=h) for w, s, h in ((8, 2, 16), (8, 4, 16), (8, 3, 32), (8, 3, 8), (4, 2, 16))],
     "within": [
-        ScanKernel(w, s, heads=h)
-        for w, s, h in ((4, 2, 16), (4, 1, 16), (4, 2, 32), (4, 3, 16), (8, 2, 16), (8, 1, 16))
+        ScanKernel(w, s, heads=h) for w, s, h in ((4, 2, 16), (4, 1, 16), (4, 3, 32), (4, 3, 8), (8, 2, 16), (8, 3, 16))
     ],
 }
 SCAN_GRADIENTS = [
@@ -53,12 +53,15 @@ SCAN_GRADIENTS = [
     ("chunk 32", replace(SCAN_GRADIENT, chunk=32)),
     ("chunk 128", replace(SCAN_GRADIENT, chunk=128, states=ScanKernel(8, 2), within=ScanKernel(8, 1, heads=16))),
 ]  # fmt: skip
-CONVS = [TilePlan(*p) for p in ((16, 128, 4), (32, 64, 4), (8, 256, 4), (4, 256, 1), (8, 128, 2))]
+CONVS = [TilePlan(*p) for p in ((16, 128, 4), (32, 64, 4), (8, 256, 4), (8, 128, 4), (8, 128, 2))]
 CONV_GRADIENTS = [
-    TilePlan(*p)
-    for p in ((192, 256, 4), (96, 256, 4), (400, 256, 4), (192, 128, 4), (96, 128, 2), (192, 256, 2), (96, 64, 1))
+    WalkPlan(*p) for p in ((128, 1, 16), (256, 2, 16), (256, 1, 16), (64, 1, 16), (128, 1, 8), (128, 1, 32))
 ]
-ROWS = [RowPlan(w, n) for w in (4, 8, 16) for n in (528, 1056, 2112)]
+RESIDUALS = [RowPlan(*p) for p in ((8, 792, 80), (8, 396, 80), (8, 1584, 80), (8, 1056), (16, 528), (4, 1056))]
+ROWS = [
+    RowPlan(*p)
+    for p in ((8, 528, 128), (8, 264, 128), (8, 1056, 128), (8, 528), (16, 528), (16, 528, 64), (8, 1056), (4, 2112))
+]
 
 
 class Shapes:
@@ -134,8 +137,8 @@ class Run:
 
     def scan_gradient(self) -> None:
         given, dy = self.s.scan(), self.s.normal(self.s.b, self.s.l, self.s.h, self.s.e // self.s.h)
-        dx = torch.empty_like(dy)
-        work = partial(triton_scan_backward.scan_backward, *given, None, dy, None, dx)
+        dx, dB, dC = torch.empty_like(dy), *torch.empty(2, self.s.b, self.s.l, 1, self.s.n, dtype=BF16, device="cuda")
+        work = partial(triton_scan_backward.scan_backward, *given, None, dy, None, dx, dB, dC)
         self.table("scan gradient", [(n, partial(work, plan=p)) for n, p in SCAN_GRADIENTS], 3 * 2 * self.s.e)
 
     def conv(self) -> None:
@@ -172,7 +175,7 @@ class Run:
         settings = triton_block.BlockSettings(1, s.n, 1e-5, BF16, 4.0, dropout)
         rstd, norm = torch.ones(s.tokens, device="cuda"), torch.ones(d, device="cuda")
         back = partial(triton_block._backward_residual, settings, residual, rstd, norm, joined, A, dnew)
-        self.table("residual gradient", [(f"{p}", partial(back, p)) for p in ROWS], 14 * d)
+        self.table("residual gradient", [(f"{p}", partial(back, p)) for p in RESIDUALS], 14 * d)
 
     def products(self) -> None:
         s, d, w = self.s, self.s.config.d_model, self.s.config.d_in_proj
