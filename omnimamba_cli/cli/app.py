@@ -8,10 +8,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,6 +17,7 @@ import typer
 from omnimamba_cli import __version__
 from omnimamba_cli.cli import settings
 from omnimamba_cli.cli.output import Output, silence_stdout, use_utf8
+from omnimamba_cli.cli.stopping import stoppable
 from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError, file_reason, memory_reason
 
 # command: (module in this folder, its line in `omnimamba --help`)
@@ -175,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         use_utf8()
         out = Output()
-        with ending_on_sigterm():
+        with stoppable():
             arguments, config = settings.take_option(arguments)
             result = build(arguments, config)(
                 arguments or ["--help"], prog_name="omnimamba", standalone_mode=False, obj=out
@@ -195,27 +194,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         return ExitCode.USAGE
     return result if isinstance(result, int) else ExitCode.DONE
-
-
-@contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the program the way Ctrl-C does, with temporary files removed; training has a way of its own."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(ExitCode.TERMINATED)
-
-    try:
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # someone has other plans
-            yield
-            return
-        signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not in the main thread, where no signals arrive
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def report(error: Exception, out: Output) -> int:
