@@ -190,13 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence_stdout()
         return ExitCode.CLOSED_PIPE
     except Exception as error:
-        return report(error, out)
+        return report(error, out, arguments)
     if not arguments:
         return ExitCode.USAGE
     return result if isinstance(result, int) else ExitCode.DONE
 
 
-def report(error: Exception, out: Output) -> int:
+def report(error: Exception, out: Output, arguments: Sequence[str] = ()) -> int:
     """Says what went wrong in one line, and what to do in another; returns the exit code."""
     known = as_known(error)
     if known is not None:
@@ -207,12 +207,25 @@ def report(error: Exception, out: Output) -> int:
         where = getattr(getattr(error, "ctx", None), "command_path", "omnimamba")
         # some versions of the parser and of Typer both suggest, one after the other
         message = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", str(error.format_message()))
-        out.error(message, hint=f"{where} --help")
+        message = message.replace(": Value error, ", ": ")  # a library's word for what is told anyway
+        unknown = getattr(error, "option_name", None)
+        out.error(message, hint=_option_hint(str(unknown), where, arguments) if unknown else f"{where} --help")
         return ExitCode.USAGE
     hint = None if out.verbose >= 2 else "this is a bug; run again with -vv to see where"
     out.error(f"{type(error).__name__}: {error}".rstrip(": "), hint)
     out.traceback(error)
     return ExitCode.BUG
+
+
+def _option_hint(unknown: str, where: str, arguments: Sequence[str]) -> str:
+    """What to do about an option that there is not: perhaps it is a file, or stands before the command."""
+    file = next((a for a in arguments if a.startswith("-") and a.startswith(unknown) and os.path.lexists(a)), None)
+    if file is not None:
+        return f"the file is ./{file}"
+    command = next((a for a in arguments if a in COMMANDS), None)
+    if where == "omnimamba" and command is not None:
+        return f"options stand after the command: omnimamba {command} {unknown}"
+    return f"{where} --help"
 
 
 def as_known(error: Exception) -> OmniMambaError | None:

@@ -77,6 +77,9 @@ def _each(
         if isinstance(wish, InputError):
             yield wish
             continue
+        if wish.output == "-":
+            yield InputError('"output" is "-", but stdout is for the paths of the pictures', hint='"output": "fox.png"')
+            continue
         own = wish.output if count == 1 or wish.output is None else _numbered(wish.output)
         for copy in range(count):
             index = number * count + copy
@@ -141,6 +144,16 @@ def _format_of(path: Path, choice: FormatChoice | None) -> FormatChoice:
         f"{path}: pictures are not written as {suffix}; formats are {', '.join(get_args(FormatChoice))}",
         hint=f"-o {path.with_suffix('.png')}",
     )
+
+
+def check_options(append: str | None, *, json: bool, force: bool, skip_existing: bool) -> None:
+    """Raises UsageError for options that contradict each other wherever there are files to write."""
+    if force and skip_existing:
+        raise UsageError("--force and --skip-existing contradict each other")
+    if append is not None and json:
+        raise UsageError("--append writes its JSON lines into the file; --json has nothing to add")
+    if append == "-":
+        raise UsageError("--append goes on with a file, and stdout is none", hint="--json writes these lines to stdout")
 
 
 def check(path: Path, force: bool) -> None:
