@@ -16,7 +16,7 @@ import typer
 
 from omnimamba_cli import __version__
 from omnimamba_cli.cli import settings
-from omnimamba_cli.cli.output import Output, silence_stdout, use_utf8
+from omnimamba_cli.cli.output import ColorChoice, Output, silence_stdout, use_utf8
 from omnimamba_cli.cli.stopping import stoppable
 from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError, file_reason, memory_reason
 
@@ -209,12 +209,19 @@ def report(error: Exception, out: Output, arguments: Sequence[str] = ()) -> int:
         message = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", str(error.format_message()))
         message = message.replace(": Value error, ", ": ")  # a library's word for what is told anyway
         unknown = getattr(error, "option_name", None)
+        out.color = _color_of(arguments)
         out.error(message, hint=_option_hint(str(unknown), where, arguments) if unknown else f"{where} --help")
         return ExitCode.USAGE
     hint = None if out.verbose >= 2 else "this is a bug; run again with -vv to see where"
     out.error(f"{type(error).__name__}: {error}".rstrip(": "), hint)
     out.traceback(error)
     return ExitCode.BUG
+
+
+def _color_of(arguments: Sequence[str]) -> ColorChoice:
+    """What --color says of a line that could not be parsed."""
+    said = re.search(r"(?:^|\0)--color[=\0](always|never)", "\0".join(arguments))
+    return "auto" if said is None else "always" if said.group(1) == "always" else "never"
 
 
 def _option_hint(unknown: str, where: str, arguments: Sequence[str]) -> str:
