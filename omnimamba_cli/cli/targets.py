@@ -194,20 +194,23 @@ def write_whole(path: Path, data: bytes, force: bool) -> None:
 
     Without `force`, a file that has come to be meanwhile is kept and InputError raised.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".omnimamba-", suffix=".partial")
-    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        if force:
-            os.replace(temporary, path)
-        else:
-            _place_new(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".omnimamba-", suffix=".partial")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            if force:
+                os.replace(temporary, path)
+            else:
+                _place_new(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:  # by the name that the user knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _place_new(temporary: Path, path: Path) -> None:
