@@ -19,7 +19,7 @@ from omnimamba_cli.errors import InputError, UsageError, file_reason
 IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .avif .heic .heif .ico .jp2 .tga .svg".split()
 )
-PIPE_S = 30.0  # that a pipe may be silent, as long as a web server may
+PIPE_S = 30.0  # that a pipe waits for someone who writes, as long as for a web server
 MOST_BYTES = 1 << 30  # of one picture file; also ends the reading of what has no end, such as /dev/zero
 
 
@@ -79,7 +79,7 @@ class Picture:
 
 
 def _through_pipe(path: Path) -> bytes:
-    """All that is written into a named pipe or by `<(...)`. Raises InputError when nothing comes for PIPE_S seconds.
+    """All that is written into a named pipe or by `<(...)`. Raises InputError when for PIPE_S nobody opens it to write.
 
     Opened as any file, a pipe that nobody writes to would hold up the whole run for ever.
     """
@@ -90,12 +90,13 @@ def _through_pipe(path: Path) -> bytes:
         ready = select.poll()
         ready.register(handle, select.POLLIN)
         while size <= MOST_BYTES:
-            if not ready.poll(PIPE_S * 1000):
-                raise InputError(f"{path}: is a pipe through which nothing came for {PIPE_S:g} s")
+            came = ready.poll(PIPE_S * 1000)
             try:
                 part = os.read(handle, 1 << 20)
-            except BlockingIOError:
+            except BlockingIOError:  # someone has it open and takes his time
                 continue
+            if not part and not came:
+                raise InputError(f"{path}: is a pipe that nobody writes into, for {PIPE_S:g} s")
             if not part:
                 break
             parts.append(part)

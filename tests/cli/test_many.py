@@ -127,14 +127,17 @@ def test_a_pipe_is_read_and_one_that_stays_silent_holds_up_nobody(
     def write() -> None:
         time.sleep(0.05)  # after it is waited for
         with (tmp_path / "written.png").open("wb") as file:
-            file.write(data)
+            file.write(data[:100])
+            file.flush()
+            time.sleep(0.5)  # a writer may take longer than it may take to find one
+            file.write(data[100:])
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
     result = run("caption", "silent.png", "written.png", "a.png")
     writer.join(5)
     assert (result.code, [line.split("\t")[0] for line in result.out.splitlines()]) == (6, ["written.png", "a.png"])
-    assert result.err.splitlines()[0] == "error: silent.png: is a pipe through which nothing came for 0.2 s"
+    assert result.err.splitlines()[0] == "error: silent.png: is a pipe that nobody writes into, for 0.2 s"
     # nor is it one of the pictures of a folder
     whole = run("caption", ".", "--recursive")
     assert (whole.code, whole.out, whole.err) == (0, "./a.png\ta red fox\n", "")
