@@ -125,7 +125,7 @@ class Output:
     def note(self, text: str) -> None:
         """A remark; silent under -q."""
         if not self.quiet:
-            self._write(self.stderr, _indented(text) + "\n")
+            self._write(self.stderr, text + "\n")
 
     def detail(self, text: str) -> None:
         """A remark for -v: device, dtype, kernels, timings."""
