@@ -3,16 +3,19 @@
 import os
 import sys
 
+from omnimamba_cli.cli.stopping import stoppable
 from omnimamba_cli.errors import ExitCode
 
 
 def run() -> int:
     """The command line of this process; returns its exit code."""
     try:
-        from omnimamba_cli.cli.app import main
+        with stoppable():
+            from omnimamba_cli.cli.app import main
+
+            code = main()
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    code = main()
     pipeline = sys.modules.get("omnimamba_cli.engine.pipeline")
     if pipeline is not None and pipeline.threads_are_left():
         # such as one that waits for a pipe: Python would end it while it ends itself, which C++ takes for a crash

@@ -8,17 +8,16 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from omnimamba_cli import __version__
 from omnimamba_cli.cli import settings
-from omnimamba_cli.cli.output import Output, silence_stdout, use_utf8
+from omnimamba_cli.cli.output import ColorChoice, Output, silence_stdout, use_utf8
+from omnimamba_cli.cli.stopping import stoppable
 from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError, file_reason, memory_reason
 
 # command: (module in this folder, its line in `omnimamba --help`)
@@ -175,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         use_utf8()
         out = Output()
-        with ending_on_sigterm():
+        with stoppable():
             arguments, config = settings.take_option(arguments)
             result = build(arguments, config)(
                 arguments or ["--help"], prog_name="omnimamba", standalone_mode=False, obj=out
@@ -191,34 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence_stdout()
         return ExitCode.CLOSED_PIPE
     except Exception as error:
-        return report(error, out)
+        return report(error, out, arguments)
     if not arguments:
         return ExitCode.USAGE
     return result if isinstance(result, int) else ExitCode.DONE
 
 
-@contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the program the way Ctrl-C does, with temporary files removed; training has a way of its own."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(ExitCode.TERMINATED)
-
-    try:
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # someone has other plans
-            yield
-            return
-        signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not in the main thread, where no signals arrive
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def report(error: Exception, out: Output) -> int:
+def report(error: Exception, out: Output, arguments: Sequence[str] = ()) -> int:
     """Says what went wrong in one line, and what to do in another; returns the exit code."""
     known = as_known(error)
     if known is not None:
@@ -229,12 +207,32 @@ def report(error: Exception, out: Output) -> int:
         where = getattr(getattr(error, "ctx", None), "command_path", "omnimamba")
         # some versions of the parser and of Typer both suggest, one after the other
         message = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", str(error.format_message()))
-        out.error(message, hint=f"{where} --help")
+        message = message.replace(": Value error, ", ": ")  # a library's word for what is told anyway
+        unknown = getattr(error, "option_name", None)
+        out.color = _color_of(arguments)
+        out.error(message, hint=_option_hint(str(unknown), where, arguments) if unknown else f"{where} --help")
         return ExitCode.USAGE
     hint = None if out.verbose >= 2 else "this is a bug; run again with -vv to see where"
     out.error(f"{type(error).__name__}: {error}".rstrip(": "), hint)
     out.traceback(error)
     return ExitCode.BUG
+
+
+def _color_of(arguments: Sequence[str]) -> ColorChoice:
+    """What --color says of a line that could not be parsed."""
+    said = re.search(r"(?:^|\0)--color[=\0](always|never)", "\0".join(arguments))
+    return "auto" if said is None else "always" if said.group(1) == "always" else "never"
+
+
+def _option_hint(unknown: str, where: str, arguments: Sequence[str]) -> str:
+    """What to do about an option that there is not: perhaps it is a file, or stands before the command."""
+    file = next((a for a in arguments if a.startswith("-") and a.startswith(unknown) and os.path.lexists(a)), None)
+    if file is not None:
+        return f"the file is ./{file}"
+    command = next((a for a in arguments if a in COMMANDS), None)
+    if where == "omnimamba" and command is not None:
+        return f"options stand after the command: omnimamba {command} {unknown}"
+    return f"{where} --help"
 
 
 def as_known(error: Exception) -> OmniMambaError | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from omnimamba_cli.cli import inputs, models
+from omnimamba_cli.cli import inputs, models, targets
 from omnimamba_cli.cli.captioning import Run, journal_key
 from omnimamba_cli.cli.journal import Journal
 from omnimamba_cli.cli.option_groups import takes_groups
@@ -107,6 +107,7 @@ def command(
     """
     out = report.configure(ctx, offline=where.offline)
     settings = sampled.given()
+    output = None if output == "-" else output  # stdout is where answers go anyway
     inputs.refuse_stdin_twice(from_file == "-", questions == "-", *(a == "-" for a in arguments or []))
     listed = from_file is not None
     asked = sort_out(
@@ -155,10 +156,7 @@ def check_files(
     output: str | None, append: str | None, *, listed: bool, json: bool, force: bool, skip_existing: bool
 ) -> None:
     """Raises UsageError for options about files that contradict each other."""
-    if append is not None and json:
-        raise UsageError("--append writes its JSON lines into the file; --json has nothing to add")
-    if force and skip_existing:
-        raise UsageError("--force and --skip-existing contradict each other")
+    targets.check_options(append, json=json, force=force, skip_existing=skip_existing)
     if output is None and skip_existing and not listed:
         raise UsageError("--skip-existing is for answers that go into files", hint="-o '{dir}/{stem}.txt', or --append")
 

@@ -13,7 +13,7 @@ from omnimamba_cli.cli.inputs import Picture
 from omnimamba_cli.cli.jobs import Answer, Job, Loaded
 from omnimamba_cli.cli.journal import Journal, Key, Record
 from omnimamba_cli.cli.options import DecodingOptions
-from omnimamba_cli.cli.output import Output
+from omnimamba_cli.cli.output import Output, printable
 from omnimamba_cli.errors import ExitCode, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Run:
         image = read(picture)
         session, sampling = self.open()
         if self.names:
-            self.out.piece(f"{picture.name}\t")
+            self.out.piece(f"{printable(picture.name)}\t")
         reason = None
         for event in session.stream_caption(
             image, self.question, sampling=sampling, seed=self.seed, template=self.template, last=True
@@ -84,8 +84,7 @@ class Run:
                 try:
                     if isinstance(answer, InputError):
                         raise answer
-                    self.show_job(job, *answer)
-                    shown += 1
+                    shown += self.show_job(job, *answer)
                 except InputError as error:
                     self.fail(error)
                     if fail_fast:
@@ -117,7 +116,9 @@ class Run:
             if self.out.json:
                 self.out.record({"image": job.picture.name, "question": self.question_of(job), "output": path})
             else:
-                self.out.line(job.picture.name if path is None else f"{job.picture.name}\t{path}")
+                self.out.line(
+                    "\t".join(map(printable, [job.picture.name] if path is None else [job.picture.name, path]))
+                )
         return self.sum_up(shown, 0.0, 0.0)
 
     def sum_up(self, shown: int, seconds: float, cpu_seconds: float) -> int:
@@ -165,7 +166,7 @@ class Run:
     def path_of(self, index: int, picture: Picture) -> Path | None:
         """Where a picture's answer goes; None is stdout."""
         template = picture.output or self.output
-        if template is None:
+        if template is None or template == "-":
             return None
         name = Path(picture.name if picture.name != "-" else "stdin")
         values = {"stem": name.stem, "name": name.name, "dir": str(name.parent), "n": str(index + 1)}
@@ -247,10 +248,17 @@ class Run:
         )
         return [Answer(result, loaded.sha256) for result, (_, loaded) in zip(results, rows, strict=True)]
 
-    def show_job(self, job: Job, result: "CaptionResult", sha256: str | None) -> None:
-        """The result of a job."""
+    def show_job(self, job: Job, result: "CaptionResult", sha256: str | None) -> bool:
+        """The result of a job; False where another process was quicker and that is a reason to leave it out."""
         assert isinstance(job.picture, Picture)
-        self.show(job.picture, result, self.seed_of(job), sha256=sha256, path=job.path)
+        try:
+            self.show(job.picture, result, self.seed_of(job), sha256=sha256, path=job.path)
+        except InputError:
+            if self.skip_existing and job.path is not None and job.path.is_file():
+                self.skipped += 1
+                return False
+            raise
+        return True
 
     def show(
         self,
@@ -265,7 +273,7 @@ class Run:
         if path is not None:
             self.put(path, f"{result.text}\n".encode())
         if not self.out.json and self.journal is None:
-            name = f"{picture.name}\t" if self.names else ""
+            name = f"{printable(picture.name)}\t" if self.names else ""
             text = folded(result.text) if self.names else result.text
             self.out.line(name + text if path is None else str(path))
             return

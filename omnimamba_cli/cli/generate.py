@@ -125,9 +125,8 @@ def check_files(
     """Raises UsageError for options about files that contradict each other."""
     if output == "-" and json:
         raise UsageError("--json and -o - both want stdout", hint="give a file: -o fox.png")
-    if force and skip_existing:
-        raise UsageError("--force and --skip-existing contradict each other")
-    if append is not None and (json or output == "-"):
-        raise UsageError("--append writes JSON lines about files; --json and -o - do not go with it")
+    targets.check_options(append, json=json, force=force, skip_existing=skip_existing)
+    if append is not None and output == "-":
+        raise UsageError("--append writes JSON lines about files; -o - makes none", hint="give a file: -o fox.png")
     if append is not None and grid:
         raise UsageError("--append writes a line for each picture; --grid makes one file of them all")

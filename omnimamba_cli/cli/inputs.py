@@ -6,6 +6,8 @@ here but by who works on it. What cannot be used is given as an InputError in it
 
 import glob
 import os
+import select
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from omnimamba_cli.errors import InputError, UsageError, file_reason
 IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .avif .heic .heif .ico .jp2 .tga .svg".split()
 )
+PIPE_S = 30.0  # that a pipe waits for someone who writes, as long as for a web server
 MOST_BYTES = 1 << 30  # of one picture file; also ends the reading of what has no end, such as /dev/zero
 
 
@@ -41,13 +44,18 @@ class Picture:
             from omnimamba_cli.engine.web_pictures import fetch
 
             return fetch(self.name)
-        if "\0" in self.name or not os.path.lexists(self.name):
+        if "\0" in self.name:
             raise InputError(f"{self.name}: no such file")
-        if os.path.isdir(self.name):
+        try:
+            mode = os.stat(self.name).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            gone = os.path.islink(self.name)
+            raise InputError(f"{self.name}: {'is a link to a file that is gone' if gone else 'no such file'}") from None
+        except OSError as error:  # a folder that may not be entered, links in a circle
+            raise InputError(f"{self.name}: cannot be read ({file_reason(error)})") from None
+        if stat.S_ISDIR(mode):
             hint = f"--recursive takes the pictures in it, or name them: {self.name.rstrip('/')}/*"
             raise InputError(f"{self.name}: is a folder", hint=hint)
-        if not os.path.exists(self.name):
-            raise InputError(f"{self.name}: is a link to a file that is gone")
         return Path(self.name)
 
     def data(self) -> bytes:
@@ -56,14 +64,46 @@ class Picture:
         try:
             if isinstance(source, bytes):
                 data = source
+            elif stat.S_ISFIFO(source.stat().st_mode):
+                data = _through_pipe(source)
             else:
                 with source.open("rb") as file:
                     data = file.read(MOST_BYTES + 1)
         except OSError as error:
             raise InputError(f"{self.name}: cannot be read ({file_reason(error)})") from None
+        if not data:
+            raise InputError(f"{self.name}: is empty")
         if len(data) > MOST_BYTES:
             raise InputError(f"{self.name}: is larger than the {MOST_BYTES >> 20:,} MiB that are read")
         return data
+
+
+def _through_pipe(path: Path) -> bytes:
+    """All that is written into a named pipe or by `<(...)`. Raises InputError when for PIPE_S nobody opens it to write.
+
+    Opened as any file, a pipe that nobody writes to would hold up the whole run for ever.
+    """
+    parts: list[bytes] = []
+    size = 0
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        ready = select.poll()
+        ready.register(handle, select.POLLIN)
+        while size <= MOST_BYTES:
+            came = ready.poll(PIPE_S * 1000)
+            try:
+                part = os.read(handle, 1 << 20)
+            except BlockingIOError:  # someone has it open and takes his time
+                continue
+            if not part and not came:
+                raise InputError(f"{path}: is a pipe that nobody writes into, for {PIPE_S:g} s")
+            if not part:
+                break
+            parts.append(part)
+            size += len(part)
+    finally:
+        os.close(handle)
+    return b"".join(parts)
 
 
 def split_question(
@@ -104,8 +144,14 @@ def is_url(name: str) -> bool:
 
 
 def clean_text(text: str) -> str:
-    """The text with bytes that are no UTF-8 shown as "?", since no tokenizer takes them."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    """The text without what no tokenizer takes: bytes that are no UTF-8, halves of characters.
+
+    A word of the command line whose locale is plain C comes as such bytes though it is UTF-8; it is read as that.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def expanded(
@@ -187,12 +233,26 @@ def _files(picture: Picture, *, recursive: bool, allow_urls: bool) -> Iterator[P
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Pictures below a folder by their suffix, sorted within each; hidden ones and linked folders are left out."""
+    """Pictures below a folder by their suffix, sorted within each; without hidden ones, pipes and linked folders."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield os.path.join(parent, name)
+            path = os.path.join(parent, name)
+            if (
+                os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+                and not name.startswith(".")
+                and not _is_special(path)
+            ):
+                yield path
+
+
+def _is_special(path: str) -> bool:
+    """Whether a path is a pipe, a socket or a device; what is gone is not."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def read_list(name: str, nul: bool = False) -> list[str]:

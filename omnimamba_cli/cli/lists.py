@@ -38,6 +38,9 @@ def entries(name: str, nul: bool = False) -> Iterator[tuple[str, str]]:
     def found() -> Iterator[tuple[str, str]]:
         for number, entry in enumerate(_split(stream.read, b"\0" if nul else b"\n", shown), 1):
             text = os.fsdecode(entry if nul else entry.removesuffix(b"\r"))
+            if "\0" in text:  # never in a name or a prompt
+                hint = "-0, if its entries end with NUL; a picture is named without --from"
+                raise InputError(f"{shown}, line {number}: holds NUL bytes, so this is no list of lines", hint=hint)
             if number == 1:
                 text = text.removeprefix("\ufeff")
             if text.strip():

@@ -16,6 +16,8 @@ from omnimamba_cli.errors import ExitCode, InputError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+# what would end a line or a column, or command a terminal, as it is written in a string of most languages
+CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
 SCHEMA = 1  # of the JSON lines; fields are only ever added under one number
 ColorChoice = Literal["auto", "always", "never"]
 
@@ -178,12 +180,19 @@ class Output:
                 with self._guarded_stdout():
                     _write_text(stream, text)
             else:
-                _write_text(stream, text)
-        except BrokenPipeError:
-            pass  # nobody reads stderr any more; the work goes on
+                with self._unguarded_stderr():
+                    _write_text(stream, text)
         finally:
             if live is not None and stream.isatty():
                 live.start()
+
+    @contextmanager
+    def _unguarded_stderr(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # nobody reads it any more, or its disk is full: the work goes on
+            if self.stderr is sys.__stderr__:  # else what is left in it would fail again when the process ends
+                _silence(2)
 
     @contextmanager
     def _guarded_stdout(self) -> Iterator[None]:
@@ -208,7 +217,16 @@ def json_line(fields: Mapping[str, object]) -> str:
 
 def silence_stdout() -> None:
     """Points stdout at nothing, so that Python's own flush at exit does not complain about a closed pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _silence(1)
+
+
+def printable(name: str) -> str:
+    """A name as it can stand in a line of columns: its line ends, tabs and other controls as \\n, \\t, \\x1b."""
+    return name.translate(CONTROLS)
+
+
+def _silence(handle: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
 
 
 def _write_text(stream: TextIO, text: str) -> None:
@@ -220,7 +238,7 @@ def _write_text(stream: TextIO, text: str) -> None:
 
 
 def _indented(text: str) -> str:
-    return text.strip().replace("\n", "\n  ")
+    return "\n  ".join(printable(line) for line in text.strip().split("\n"))
 
 
 def _rich_progress(stream: TextIO, colored: bool) -> "Progress":

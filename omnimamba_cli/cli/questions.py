@@ -10,6 +10,7 @@ import typer
 
 from omnimamba_cli.cli import inputs, targets
 from omnimamba_cli.cli.inputs import Picture
+from omnimamba_cli.cli.output import printable
 from omnimamba_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _show(
         run.show(picture, result, seed, sha256=sha256)
         return
     asked = picture.question or run.open()[0].config.default_question
-    columns = [picture.name] if run.names else []
+    columns = [printable(picture.name)] if run.names else []
     run.out.line("\t".join([*columns, folded(asked), folded(result.text)]))
 
 
@@ -195,7 +196,7 @@ def _stream(run: "Run", picture: Picture, seen: "Seen", question: str | None, se
 
     _, sampling = run.open()
     if run.names:
-        run.out.piece(f"{picture.name}\t")
+        run.out.piece(f"{printable(picture.name)}\t")
     for event in seen.stream(question, sampling=sampling, seed=seed, template=run.template):
         text = folded(event.text) if run.names else event.text
         if text:

@@ -12,7 +12,7 @@ from omnimamba_cli.cli.captioning import folded, read
 from omnimamba_cli.cli.inputs import Picture
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.cli.targets import Target
-from omnimamba_cli.errors import InputError, UsageError
+from omnimamba_cli.errors import InputError, UsageError, nearest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,7 +65,8 @@ class Talk:
         name, _, argument = line.strip().partition(" ")
         command = COMMANDS.get(name)
         if command is None:
-            raise UsageError(f"there is no command {inputs.clean_text(name)}", hint="/help lists them")
+            hint = nearest(name, COMMANDS) or "/help lists them"
+            raise UsageError(f"there is no command {inputs.clean_text(name)}", hint=hint)
         command.do(self, argument.strip())
 
     # questions

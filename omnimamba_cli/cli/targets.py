@@ -77,6 +77,9 @@ def _each(
         if isinstance(wish, InputError):
             yield wish
             continue
+        if wish.output == "-":
+            yield InputError('"output" is "-", but stdout is for the paths of the pictures', hint='"output": "fox.png"')
+            continue
         own = wish.output if count == 1 or wish.output is None else _numbered(wish.output)
         for copy in range(count):
             index = number * count + copy
@@ -143,6 +146,16 @@ def _format_of(path: Path, choice: FormatChoice | None) -> FormatChoice:
     )
 
 
+def check_options(append: str | None, *, json: bool, force: bool, skip_existing: bool) -> None:
+    """Raises UsageError for options that contradict each other wherever there are files to write."""
+    if force and skip_existing:
+        raise UsageError("--force and --skip-existing contradict each other")
+    if append is not None and json:
+        raise UsageError("--append writes its JSON lines into the file; --json has nothing to add")
+    if append == "-":
+        raise UsageError("--append goes on with a file, and stdout is none", hint="--json writes these lines to stdout")
+
+
 def check(path: Path, force: bool) -> None:
     """Raises InputError unless `path` can be written: its folder is there and writable, it does not exist."""
     folder = path.parent
@@ -181,20 +194,23 @@ def write_whole(path: Path, data: bytes, force: bool) -> None:
 
     Without `force`, a file that has come to be meanwhile is kept and InputError raised.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".omnimamba-", suffix=".partial")
-    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        if force:
-            os.replace(temporary, path)
-        else:
-            _place_new(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".omnimamba-", suffix=".partial")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            if force:
+                os.replace(temporary, path)
+            else:
+                _place_new(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:  # by the name that the user knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _place_new(temporary: Path, path: Path) -> None:

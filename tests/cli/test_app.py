@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -109,6 +110,28 @@ def test_mistyped_names_are_answered_with_the_nearest(run: Run, arguments: list[
     assert result.err.startswith("error: ")
     assert result.err.count(suggestion) == 1
     assert "\nhint: omnimamba" in result.err
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("--offline caption fox.png", "options stand after the command: omnimamba caption --offline"),
+        ("--offlin", "omnimamba --help"),
+        ("caption -x.png", "the file is ./-x.png"),
+        ("caption fox.png -y.png", "omnimamba caption --help"),
+    ],
+)
+def test_an_option_that_is_none_here_is_answered_with_what_it_may_be(
+    run: Run, tmp_path: Path, line: str, hint: str
+) -> None:
+    (tmp_path / "-x.png").touch()
+    result = run(*line.split())
+    assert (result.code, result.out) == (2, "")
+    assert result.err.splitlines()[-1] == f"hint: {hint}"
+
+
+def test_a_value_out_of_its_range_is_told_in_our_words(run: Run) -> None:
+    assert "Value error" not in run("caption", "fox.png", "--dtype", "int4").err
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

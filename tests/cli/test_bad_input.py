@@ -80,7 +80,7 @@ def test_a_huge_picture_is_looked_at(tiny: Run, tmp_path: Path) -> None:
     [
         pytest.param(lambda path: None, "no such file", id="missing"),
         pytest.param(lambda path: path.write_text("a red fox"), "not a picture", id="text"),
-        pytest.param(lambda path: path.write_bytes(b""), "not a picture", id="empty"),
+        pytest.param(lambda path: path.write_bytes(b""), "is empty", id="empty"),
         pytest.param(lambda path: path.mkdir(), "is a folder", id="folder"),
         pytest.param(truncated_jpeg, "cannot be read", id="truncated"),
         pytest.param(lambda path: Image.new("1", (20_000, 20_000)).save(path, "PNG"), "pixels", id="400 megapixels"),

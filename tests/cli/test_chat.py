@@ -98,6 +98,10 @@ def test_a_line_that_fails_is_told_and_the_others_are_done(say: Say) -> None:
         assert words in result.err
 
 
+def test_a_mistyped_command_is_answered_with_the_nearest(say: Say) -> None:
+    assert "hint: did you mean '/image'?" in say("red.png", lines=["/imgae fox.png"]).err
+
+
 def test_without_a_picture_a_question_says_how_to_get_one(say: Say) -> None:
     result = say(lines=["a?", "/save fox.png", "/save fox.state"])
     assert (result.code, result.out) == (6, "")

@@ -10,7 +10,7 @@ from PIL import Image
 from omnimamba_cli.cli import settings
 from omnimamba_cli.cli.app import ALIASES, COMMANDS
 from omnimamba_cli.errors import ExitCode
-from tests.cli.conftest import ROOT, FakeSession, Run
+from tests.cli.conftest import FakeSession, Run
 
 COMMON = "--quiet --verbose --color --json --help"
 MODEL = "--model --offline --device --dtype"
@@ -75,17 +75,6 @@ SHORT = {"-o": "--output", "-n": "--count", "-p": "--prompt", "-q": "--quiet", "
 def test_a_letter_means_the_same_everywhere(run: Run, command: str) -> None:
     for letter, name in re.findall(r"^ {2}(-\w), (--[\w-]+)", run(*command.split(), "--help").out, re.MULTILINE):
         assert {**SHORT, "-m": "--model", "-H": "--with-filename"}[letter] == name
-
-
-@pytest.mark.parametrize("command", FLAGS)
-def test_every_flag_is_used_by_a_test(command: str) -> None:
-    tests = [p for p in (ROOT / "tests").rglob("*.py") if p.name not in ("test_contract.py", "test_documented.py")]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in tests)
-    used = set(re.findall(r"--[a-z][\w-]*", text))
-    short = {"--output": '"-o"', "--count": '"-n"', "--prompt": '"-p"', "--model": '"-m"', "--verbose": '"-v"'}
-    short |= {"--quiet": '"-q"', "--with-filename": '"-H"'}
-    unused = [f for f in f"{FLAGS[command]} {COMMON}".split() if f not in used and short.get(f, "\0") not in text]
-    assert unused == []
 
 
 def test_exit_codes_are_the_listed_ones() -> None:

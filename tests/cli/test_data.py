@@ -110,3 +110,5 @@ def test_index_makes_a_list_that_check_takes(run: Run, talks: Path, tmp_path: Pa
     checked = run("data", "check", "all.shards.jsonl", "--json", "--examples", "0")
     assert json.loads(checked.out)["usable"] == 2
     assert checked.code == 0
+    assert run("data", "index", "0.tar", "-o", "all.shards.jsonl", "--force").code == 0
+    assert len((tmp_path / "all.shards.jsonl").read_text().splitlines()) == 1

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import threading
 import time
@@ -90,6 +91,71 @@ def test_what_is_longer_than_any_name_is_no_list(run: Run, fake: FakeSession, tm
     assert "is this a list?" in result.err
 
 
+def test_names_never_break_lines_or_columns(run: Run, fake: FakeSession, tmp_path: Path) -> None:
+    for name in ("new\nline.png", "tab\there.png", "red\x1b[31m.png"):
+        save(tmp_path / name)
+    result = run("caption", "new\nline.png", "tab\there.png", "red\x1b[31m.png", "gone\x1b]0;title\x07.png")
+    assert result.out == "".join(f"{n}\ta red fox\n" for n in (r"new\nline.png", r"tab\there.png", r"red\x1b[31m.png"))
+    assert result.err.splitlines()[0] == r"error: gone\x1b]0;title\x07.png: no such file"
+    assert run("caption", "tab\there.png", "new\nline.png", "--dry-run").out == "tab\\there.png\nnew\\nline.png\n"
+    exact = run("caption", "tab\there.png", "--json")
+    assert json.loads(exact.out)["image"] == "tab\there.png"
+
+
+@pytest.mark.parametrize("command", ["caption", "generate"])
+def test_a_list_that_holds_nul_is_told_once_and_how_to_read_it(
+    run: Run, fake: FakeSession, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "list").write_bytes(b"a.png\0b.png\0" * 100 + b"\n" + b"c\0\n" * 9)
+    result = run(command, "--from", "list")
+    assert (result.code, result.out) == (3, "")
+    assert result.err.splitlines()[:2] == [
+        "error: list, line 1: holds NUL bytes, so this is no list of lines",
+        "hint: -0, if its entries end with NUL; a picture is named without --from",
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_read_and_one_that_stays_silent_holds_up_nobody(
+    run: Run, fake: FakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnimamba_cli.cli.inputs.PIPE_S", 0.2)
+    for name in ("silent.png", "written.png"):
+        os.mkfifo(tmp_path / name)
+    data = save(tmp_path / "a.png", size=400).read_bytes()
+
+    def write() -> None:
+        time.sleep(0.05)  # after it is waited for
+        with (tmp_path / "written.png").open("wb") as file:
+            file.write(data[:100])
+            file.flush()
+            time.sleep(0.5)  # a writer may take longer than it may take to find one
+            file.write(data[100:])
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    result = run("caption", "silent.png", "written.png", "a.png")
+    writer.join(5)
+    assert (result.code, [line.split("\t")[0] for line in result.out.splitlines()]) == (6, ["written.png", "a.png"])
+    assert result.err.splitlines()[0] == "error: silent.png: is a pipe that nobody writes into, for 0.2 s"
+    # nor is it one of the pictures of a folder
+    whole = run("caption", ".", "--recursive")
+    assert (whole.code, whole.out, whole.err) == (0, "./a.png\ta red fox\n", "")
+
+
+def test_dash_is_stdout_also_as_an_output(run: Run, fake: FakeSession, tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "list").write_text('{"image": "a.png", "output": "-"}\n')
+    assert run("caption", "a.png", "-o", "-").out.strip() == "a red fox"
+    assert run("caption", "--from", "list", "-q").out == "a.png\ta red fox\n"
+    assert run("caption", "a.png", "--append", "-").code == 2
+    (tmp_path / "jobs").write_text('{"prompt": "a fox", "output": "-"}\n{"prompt": "a hen"}\n')
+    drawn = run("generate", "--from", "jobs", "-q")
+    assert (drawn.code, drawn.out) == (6, "a-hen-2.png\n")
+    assert 'error: "output" is "-"' in drawn.err
+    assert not (tmp_path / "-").exists()
+
+
 def test_folders_are_opened_up_on_request(run: Run, fake: FakeSession, tmp_path: Path) -> None:
     for name in ("photos/b.png", "photos/a.JPG", "photos/deep/er/c.webp", "photos/.hidden/d.png", "photos/.e.png"):
         save(tmp_path / name)
@@ -135,6 +201,27 @@ def test_an_answer_goes_into_a_file_of_its_own(run: Run, fake: FakeSession, tmp_
     assert run(*arguments, "--force").code == 0
     assert (tmp_path / "photos/a.txt").read_text() == "a hen\n"
     assert run("caption", "photos", "--recursive", "-o", "{sten}.txt").code == 2
+
+
+def test_a_file_that_another_process_wrote_meanwhile_is_left_out(
+    run: Run, fake: FakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name)
+    answer = fake.captions
+
+    def captions(*given: object, **options: object) -> object:
+        (tmp_path / "a.txt").write_text("of the other\n")
+        return answer(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fake, "captions", captions)
+    result = run("caption", "a.png", "b.png", "-o", "{stem}.txt", "--skip-existing")
+    assert (result.code, result.out, result.err) == (0, "b.txt\n", "1 were done before\n")
+    assert (tmp_path / "a.txt").read_text() == "of the other\n"
+    (tmp_path / "a.txt").unlink()
+    kept = run("caption", "a.png", "-o", "{stem}.txt")
+    assert (kept.code, kept.out) == (3, "")
+    assert "a.txt: exists and is not overwritten" in kept.err
 
 
 def test_two_pictures_never_share_a_file(run: Run, fake: FakeSession, tmp_path: Path) -> None:
@@ -293,11 +380,11 @@ def cut_jpeg(path: Path) -> None:
 
 BREAKERS: list[tuple[Breaker, str]] = [
     (lambda path: None, "no such file"),
-    (lambda path: path.write_bytes(b""), "not a picture"),
+    (lambda path: path.write_bytes(b""), "is empty"),
     (lambda path: path.write_text("a red fox"), "not a picture"),
     (lambda path: path.mkdir(), "is a folder"),
     (lambda path: path.symlink_to("gone"), "is a link to a file that is gone"),
-    (lambda path: path.symlink_to(path.name), "link"),
+    (lambda path: path.symlink_to(path.name), "symbolic links"),
     (truncated, "cannot be read"),
     (scrambled, "cannot be read"),
     (cut_jpeg, "cannot be read"),

@@ -72,6 +72,17 @@ def test_find_pipes_names_in_and_jq_takes_texts_out(album: Path, env: dict[str, 
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(FILES), "")
 
 
+def test_pipes_and_strange_names_are_pictures_with_a_line_for_each_answer(
+    album: Path, env: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copy(album / "001 a.png", tmp_path / "tab\there.png")
+    done = shell("omnimamba caption -p a -p b <(cat tab*) tab*", tmp_path, env)
+    assert (done.returncode, done.stderr) == (0, "")
+    fields = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [(f[0][:5], f[1], f[2]) for f in fields[:2]] == [("/dev/", "a", "4 251 1"), ("/dev/", "b", "4 251 1")]
+    assert fields[2:] == [[r"tab\there.png", "a", "4 251 1"], [r"tab\there.png", "b", "4 251 1"]]
+
+
 def test_a_while_loop_keeps_its_stdin(album: Path, env: dict[str, str]) -> None:
     done = shell('ls | head -2 | while read -r f; do omnimamba caption -H "$f"; done', album, env)
     assert (done.returncode, names(done.stdout), done.stderr) == (0, ["000 a.png", "001 a.png"], "")
@@ -111,8 +122,9 @@ def test_streams_that_cannot_be_used_are_one_error(album: Path, env: dict[str, s
     assert "Exception" not in done.stderr
 
 
-def test_a_closed_stderr_disturbs_no_result(album: Path, env: dict[str, str]) -> None:
-    done = shell("omnimamba caption '000 a.png' missing.png -v 2>&-", album, env)
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "2> >(true)"])
+def test_a_stderr_that_takes_nothing_disturbs_no_result(album: Path, env: dict[str, str], stderr: str) -> None:
+    done = shell(f"omnimamba caption '000 a.png' missing.png -v {stderr}", album, env)
     assert (done.returncode, names(done.stdout), done.stderr) == (6, ["000 a.png"], "")
 
 
@@ -262,6 +274,16 @@ def test_two_processes_in_one_folder_write_every_name_once(env: dict[str, str], 
         with Image.open(tmp_path / record["path"]) as image:
             assert image.text["seed"] == str(record["seed"])  # type: ignore[attr-defined]
     assert not list(tmp_path.glob(".omnimamba-*"))
+
+
+def test_two_processes_share_the_captions_of_one_folder(album: Path, env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    line = f"omnimamba caption *.png -o '{tmp_path}/out/{{stem}}.txt' --skip-existing --batch-size 4"
+    done = shell(f"{line} & {line}; wait $!", album, env)
+    assert (done.returncode, [text for text in done.stderr.splitlines() if "were done before" not in text]) == (0, [])
+    assert sorted(done.stdout.splitlines()) == sorted(str(p) for p in (tmp_path / "out").iterdir())
+    for i in range(FILES):
+        assert (tmp_path / "out" / f"{i:03} a.txt").read_text() == f"{i * 4} {255 - i * 4} {i}\n"
 
 
 def test_two_processes_never_append_to_one_file(album: Path, env: dict[str, str], tmp_path: Path) -> None:

@@ -214,3 +214,14 @@ def test_nothing_is_half_written(
     with pytest.raises((KeyboardInterrupt, OSError, OmniMambaError)):
         targets.write_whole(tmp_path / "out" / "fox.png", b"new", force=force)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"fox\.png") as caught:
+        targets.write_whole(tmp_path / "out" / "fox.png", b"new", force=False)
+    assert caught.value.errno == errno.ENOSPC
+    assert list((tmp_path / "out").iterdir()) == []
