@@ -92,8 +92,11 @@ def _block(steps: Iterator[object], count: int, device: torch.device) -> float:
     return (time.perf_counter() - start) / count
 
 
-def time_whole(work: Callable[[], object], device: torch.device, budget_s: float) -> Timing:
-    """Repetitions of one piece of work; the first is warm-up, or all there is when it takes the time there is."""
+def time_whole(work: Callable[[], object], device: torch.device, budget_s: float, *, together: int = 1) -> Timing:
+    """Repetitions of one piece of work; the first is warm-up, or all there is when it takes the time there is.
+
+    `together` of them are timed at once, where nothing waits for the device between two, as in a training loop.
+    """
 
     def endless() -> Iterator[None]:
         while True:
@@ -105,6 +108,6 @@ def time_whole(work: Callable[[], object], device: torch.device, budget_s: float
     if 2 * first > budget_s:
         return Timing((first,), 0.0)
     measured: list[float] = []
-    while len(measured) < BLOCKS and (not measured or first + sum(measured) + measured[-1] < budget_s):
-        measured.append(_block(steps, 1, device))
+    while len(measured) < BLOCKS and (not measured or first + together * (sum(measured) + measured[-1]) < budget_s):
+        measured.append(_block(steps, together, device))
     return Timing(tuple(measured), first)

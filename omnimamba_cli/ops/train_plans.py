@@ -63,7 +63,7 @@ class RowPlan:
     registers: int | None = None  # a thread, at most: fewer than the compiler would take, for more programs at a time
 
 
-SCAN_FORWARD = ScanForwardPlan(chunk=32, warps=4, stages=3)
+SCAN_FORWARD = ScanForwardPlan(chunk=32, warps=4, stages=2)
 SCAN_FORWARD_FLOAT32 = ScanForwardPlan(chunk=16, warps=8, stages=1)  # larger ones do not fit the registers
 SCAN_GRADIENT = ScanGradientPlan(
     chunk=64,
@@ -75,12 +75,12 @@ SCAN_GRADIENT = ScanGradientPlan(
 SCAN_GRADIENT_FLOAT32 = ScanGradientPlan(
     chunk=16, states=ScanKernel(8, 1), between=ScanKernel(8, 1, heads=16), within=ScanKernel(8, 1, heads=16)
 )
-CONV = TilePlan(rows=16, columns=128)
-CONV_GRADIENT = WalkPlan(columns=128, warps=1, turns=16)
+CONV = TilePlan(rows=32, columns=64)
+CONV_GRADIENT = WalkPlan(columns=128, warps=1, turns=32)
 NORM_GRADIENT = RowPlan(warps=8, programs=1056)
-GATED_NORM_GRADIENT = RowPlan(warps=8, programs=528, registers=128)
+GATED_NORM_GRADIENT = RowPlan(warps=8, programs=264, registers=128)
 LORA = TilePlan(rows=32, columns=128)
-LORA_GRADIENT = TilePlan(rows=64, columns=128, turns=16)
+LORA_GRADIENT = TilePlan(rows=32, columns=128, turns=32)
 STEP_SIZE = TilePlan(rows=64, columns=64)
-RESIDUAL_GRADIENT = RowPlan(warps=8, programs=792, registers=80)
+RESIDUAL_GRADIENT = RowPlan(warps=8, programs=396, registers=80)
 JOIN = TilePlan(rows=8, columns=512)

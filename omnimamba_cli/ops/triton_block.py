@@ -1,8 +1,8 @@
 """A whole residual block for training as one step of autograd: the products by the library, the rest by our kernels.
 
 residual + out_proj(gated norm(scan(convolution(in_proj(norm(residual)))))), with LoRA's pair beside in_proj. Of a token
-and layer only the residual, its norm, in_proj's output, the step sizes and the scan's output are kept for the backward
-pass, 37 KB at 1.3B in 16 bits; what lies between costs one pass over memory to compute again, and no product.
+and layer the residual, its norm, in_proj's output, the convolution's, the step sizes and the scan's output are kept for
+the backward pass, 46 KB at 1.3B in 16 bits; the gated norm costs one pass over memory to compute again.
 LoRA is part of the product: in_proj multiplies [x, dropout(x) A^T] with [W, scale B]. Held to the block's plain form by
 tests/ops. Importing needs Triton.
 """
@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.train_plans import JOIN, RESIDUAL_GRADIENT, STEP_SIZE, RowPlan
+from omnimamba_cli.ops.train_plans import RESIDUAL_GRADIENT, STEP_SIZE, RowPlan
 from omnimamba_cli.ops.triton_fused import conv_backward, conv_forward, norm_backward, norm_forward
-from omnimamba_cli.ops.triton_lora import Dropout, kept, narrow, narrow_gradient, padded_rank
+from omnimamba_cli.ops.triton_lora import Dropout, joined, kept, narrow, narrow_gradient, padded_rank, parted
 from omnimamba_cli.ops.triton_scan import scan_forward
 from omnimamba_cli.ops.triton_scan_backward import scan_backward
 
@@ -96,33 +96,6 @@ def _residual_backward(residual_ptr, rstd_ptr, w_ptr, dx_ptr, A_ptr, dnew_ptr, d
     tl.store(dw_ptr + tl.program_id(0) * c + cs, dw, mask=cs < c)
 
 
-@triton.jit
-def _join(weight_ptr, B_ptr, out_ptr, scale, count, width, rank, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A tile of [W, scale B, 0] of `columns` columns; zeros below the weights' `count` rows, too."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None]
-    inside = rows < count
-    value = tl.load(weight_ptr + rows * width + cs, mask=inside & (cs < width), other=0.0).to(tl.float32)
-    if tl.program_id(1) * COLUMNS + COLUMNS > width:
-        low = cs - width
-        mask = inside & (low >= 0) & (low < rank)
-        value += scale * tl.load(B_ptr + rows * rank + low, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + rows * columns + cs, value, mask=(rows < count + (8 - count % 8) % 8) & (cs < columns))
-
-
-def _joined(weight: Tensor, B: Tensor | None, settings: BlockSettings) -> Tensor:
-    """[W, scale B, 0] in the products' dtype (o d+padded_rank), o a multiple of 8 as the fast matrix kernels want."""
-    count, width = weight.shape
-    rank = 0 if B is None else B.shape[1]
-    rows, columns = count + -count % 8, width + padded_rank(rank)
-    joined = torch.empty(rows, columns, dtype=settings.dtype, device=weight.device)
-    _join[(triton.cdiv(rows, JOIN.rows), triton.cdiv(columns, JOIN.columns))](
-        weight.contiguous(), weight if B is None else B.contiguous(), joined, settings.scale,
-        count, width, rank, columns, ROWS=JOIN.rows, COLUMNS=JOIN.columns, num_warps=JOIN.warps,
-    )  # fmt: skip
-    return joined
-
-
 def _cut(zxBCdt: Tensor, e: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
     """in_proj's rows (b l w): z (t e), what the convolution reads (b l c), and dt with padding (t w-e-c)."""
     rows = zxBCdt.flatten(0, 1)
@@ -151,21 +124,21 @@ class _Block(torch.autograd.Function):
         rstd = norm_forward(rows, None, norm, settings.eps, x[:, :d])
         if A is not None:
             narrow(x[:, :d], A.contiguous(), settings.dropout, x[:, d:])
-        joined, out_narrow = _joined(weight, B, settings), out_weight.to(dtype)
-        zxBCdt = torch.mm(x, joined.t()).view(b, l, -1)
+        both, out_narrow = joined(weight, B, settings.scale, dtype), out_weight.to(dtype)
+        zxBCdt = torch.mm(x, both.t()).view(b, l, -1)
         z, xBC, raw = _cut(zxBCdt, e, c)
         dt = torch.empty(b, l, h, dtype=torch.float32, device=device)
         sizes = {"ROWS": STEP_SIZE.rows, "H": triton.next_power_of_2(h), "num_warps": STEP_SIZE.warps}
         _step_sizes[(triton.cdiv(b * l, STEP_SIZE.rows),)](raw, dt_bias, dt, b * l, h, raw.stride(0), **sizes)
-        xBC = conv_forward(xBC, conv, conv_bias, None)
+        convolved = conv_forward(xBC, conv, conv_bias, None)
         decay = -A_log.float().exp()
-        scanned, B_scan, C_scan = _scan_inputs(xBC, e, h, settings)
+        scanned, B_scan, C_scan = _scan_inputs(convolved, e, h, settings)
         y = scan_forward(scanned, dt, decay, B_scan, C_scan, D)
         gated = torch.empty(b * l, e, dtype=dtype, device=device)
         gate_rstd = norm_forward(y.view(b * l, e), z, gate, settings.eps, gated)
         ctx.save_for_backward(
             residual, norm, A, conv, conv_bias, dt_bias, decay, D, gate,
-            x, rstd, joined, zxBCdt, dt, y, gate_rstd, out_narrow,
+            x, rstd, both, zxBCdt, convolved, dt, y, gate_rstd, out_narrow,
         )  # fmt: skip
         ctx.settings, ctx.rank, ctx.out_features = settings, rank, len(weight)
         ctx.dtypes = [t.dtype if isinstance(t, Tensor) else None for t in (weight, B, A_log, out_weight)]
@@ -175,7 +148,7 @@ class _Block(torch.autograd.Function):
     def backward(ctx, dnew):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors
         residual, norm, A, conv, conv_bias, dt_bias, decay, D, gate = saved[:9]
-        x, rstd, joined, zxBCdt, dt, y, gate_rstd, out_narrow = saved[9:]
+        x, rstd, both, zxBCdt, convolved, dt, y, gate_rstd, out_narrow = saved[9:]
         b, l, d = residual.shape
         e, c = len(gate), len(conv)
         wanted = ctx.needs_input_grad
@@ -191,12 +164,12 @@ class _Block(torch.autograd.Function):
         dout_weight = torch.mm(dout.t(), gated).to(out_dtype) if wanted[11] else None
         del gated
         dconv, dconv_bias, ddecay, dD, ddt_bias = _backward_between(
-            ctx.settings, conv, conv_bias, dt_bias, decay, D, dt, dy.view(y.shape), parts, dparts
+            ctx.settings, conv, conv_bias, dt_bias, decay, D, dt, convolved, dy.view(y.shape), parts, dparts
         )
         del dy
         rows = dzxBCdt.flatten(0, 1)
         dweight, dB = _backward_weights(ctx, x, rows)
-        dx, dA = torch.mm(rows, joined), None
+        dx, dA = torch.mm(rows, both), None
         if wanted[3]:
             dA = narrow_gradient(x[:, :d], dx[:, d:], len(A), ctx.settings.dropout).to(A.dtype)
         dresidual, dnorm = _backward_residual(ctx.settings, residual, rstd, norm, dx, A, dnew)
@@ -211,15 +184,12 @@ def _backward_weights(ctx, x: Tensor, drows: Tensor) -> tuple[Tensor | None, Ten
     """Gradients of W and of LoRA's B where they train: x (t d+padded_rank) went in, drows (t o) came back."""
     weight_dtype, B_dtype, _, _ = ctx.dtypes
     _, _, wants_weight, _, wants_B, *_ = ctx.needs_input_grad
-    width = x.shape[1] - padded_rank(ctx.rank)
-    dweight = dB = None
-    if wants_weight:
-        joined = torch.mm(drows.t(), x)[: ctx.out_features]
-        dweight, low = joined[:, :width].to(weight_dtype), joined[:, width:]
-    elif wants_B:
-        low = torch.mm(drows.t(), x[:, width:])[: ctx.out_features]
-    if wants_B:
-        dB = (low[:, : ctx.rank] * ctx.settings.scale).to(B_dtype)
+    width, out = x.shape[1] - padded_rank(ctx.rank), ctx.out_features
+    dweight = torch.empty(out, width, dtype=weight_dtype, device=x.device) if wants_weight else None
+    dB = torch.empty(out, ctx.rank, dtype=B_dtype, device=x.device) if wants_B else None
+    if wants_weight or wants_B:
+        both = torch.mm(drows.t(), x if wants_weight else x[:, width:])
+        parted(both, dweight, dB, ctx.settings.scale, ctx.rank)
     return dweight, dB
 
 
@@ -231,6 +201,7 @@ def _backward_between(
     decay: Tensor,
     D: Tensor,
     dt: Tensor,
+    convolved: Tensor,
     dy: Tensor,
     parts: tuple[Tensor, Tensor, Tensor],
     dparts: tuple[Tensor, Tensor, Tensor],
@@ -238,9 +209,8 @@ def _backward_between(
     """From the scan back to in_proj: writes dparts; gradients of convolution, bias, decay, D and dt's bias."""
     (_, raw_xBC, raw), (_, draw_xBC, draw) = parts, dparts
     b, l, h, p = dy.shape
-    xBC = conv_forward(raw_xBC, conv, conv_bias, None)
-    dxBC = torch.empty_like(xBC)
-    x, B, C = _scan_inputs(xBC, h * p, h, settings)
+    dxBC = torch.empty_like(convolved)
+    x, B, C = _scan_inputs(convolved, h * p, h, settings)
     dx, dB, dC = _scan_inputs(dxBC, h * p, h, settings)
     ddt, ddecay, dD, _ = scan_backward(x, dt, decay, B, C, D, None, dy, None, dx, dB, dC)
     dconv, dconv_bias = conv_backward(raw_xBC, conv, conv_bias, None, dxBC, draw_xBC, None)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.train_plans import LORA, LORA_GRADIENT, TilePlan
+from omnimamba_cli.ops.train_plans import JOIN, LORA, LORA_GRADIENT, TilePlan
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,62 @@ def _narrow_gradient(x_ptr, d_ptr, parts_ptr, seed, threshold, factor, count, wi
 def padded_rank(rank: int) -> int:
     """Columns that a narrow half takes: what the matrix units want at least, zeros after the rank."""
     return 0 if rank == 0 else max(16, triton.next_power_of_2(rank))
+
+
+@triton.jit
+def _join(weight_ptr, B_ptr, out_ptr, scale, count, width, rank, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of [W, scale B, 0] of `columns` columns; zeros below the weights' `count` rows, too."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None]
+    inside = rows < count
+    value = tl.load(weight_ptr + rows * width + cs, mask=inside & (cs < width), other=0.0).to(tl.float32)
+    if tl.program_id(1) * COLUMNS + COLUMNS > width:
+        low = cs - width
+        mask = inside & (low >= 0) & (low < rank)
+        value += scale * tl.load(B_ptr + rows * rank + low, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + rows * columns + cs, value, mask=(rows < count + (8 - count % 8) % 8) & (cs < columns))
+
+
+def joined(weight: Tensor, B: Tensor | None, scale: float, dtype: torch.dtype) -> Tensor:
+    """[W, scale B, 0] in the products' dtype (o d+padded_rank), o a multiple of 8 as the fast matrix kernels want."""
+    count, width = weight.shape
+    rank = 0 if B is None else B.shape[1]
+    rows, columns = count + -count % 8, width + padded_rank(rank)
+    out = torch.empty(rows, columns, dtype=dtype, device=weight.device)
+    _join[(triton.cdiv(rows, JOIN.rows), triton.cdiv(columns, JOIN.columns))](
+        weight.contiguous(), weight if B is None else B.contiguous(), out, scale,
+        count, width, rank, columns, ROWS=JOIN.rows, COLUMNS=JOIN.columns, num_warps=JOIN.warps,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _part(joined_ptr, weight_ptr, B_ptr, scale, count, width, rank, columns, has_weight: tl.constexpr,
+          has_B: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cs = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows < count)[:, None] & (cs < columns)[None]
+    joined = tl.load(joined_ptr + rows[:, None].to(tl.int64) * columns + cs[None], mask=inside, other=0.0)
+    joined = joined.to(tl.float32)
+    if has_weight:
+        place = weight_ptr + rows[:, None].to(tl.int64) * width + cs[None]
+        tl.store(place, joined, mask=inside & (cs < width)[None])
+    if has_B:
+        low = cs - width
+        mine = inside & ((low >= 0) & (low < rank))[None]
+        tl.store(B_ptr + rows[:, None].to(tl.int64) * rank + low[None], joined * scale, mask=mine)
+
+
+def parted(gradient: Tensor, weight: Tensor | None, B: Tensor | None, scale: float, rank: int) -> None:
+    """The gradient (o' d+padded_rank) of what `joined` made into those of W (o d) and B (o r), written."""
+    some = weight if weight is not None else B
+    assert some is not None
+    columns = gradient.shape[1]
+    _part[(triton.cdiv(len(some), JOIN.rows), triton.cdiv(columns, JOIN.columns))](
+        gradient, some if weight is None else weight, some if B is None else B, scale, len(some),
+        columns - padded_rank(rank), rank, columns, has_weight=weight is not None, has_B=B is not None,
+        ROWS=JOIN.rows, COLUMNS=JOIN.columns, num_warps=JOIN.warps,
+    )  # fmt: skip
 
 
 def _settings(x: Tensor, rank: int, dropout: Dropout, plan: TilePlan) -> dict[str, object]:
