@@ -17,6 +17,7 @@ from torch import Tensor
 from omnimamba_cli.ops.train_plans import RESIDUAL_GRADIENT, STEP_SIZE, RowPlan
 from omnimamba_cli.ops.triton_fused import conv_backward, conv_forward, norm_backward, norm_forward
 from omnimamba_cli.ops.triton_lora import Dropout, joined, kept, narrow, narrow_gradient, padded_rank, parted
+from omnimamba_cli.ops.triton_math import softplus
 from omnimamba_cli.ops.triton_scan import scan_forward
 from omnimamba_cli.ops.triton_scan_backward import scan_backward
 
@@ -35,17 +36,12 @@ class BlockSettings:
 
 @triton.jit(do_not_specialize=["count"])
 def _step_sizes(raw_ptr, bias_ptr, dt_ptr, count, h, sr, ROWS: tl.constexpr, H: tl.constexpr):
-    """dt = softplus(raw + bias), linear above 20 as in PyTorch."""
+    """dt = softplus(raw + bias)."""
     rows, hs = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, H)
     inside = (rows < count)[:, None] & (hs < h)[None]
     raw = tl.load(raw_ptr + rows[:, None].to(tl.int64) * sr + hs[None], mask=inside, other=0.0).to(tl.float32)
     raw += tl.load(bias_ptr + hs, mask=hs < h, other=0.0).to(tl.float32)[None]
-    # log(1 + u) to the last digit, also where 1 + u rounds
-    u = tl.exp(tl.minimum(raw, 20.0))
-    grown = 1 + u
-    log = tl.log(grown) * (u / tl.where(grown == 1, 1.0, grown - 1))
-    dt = tl.where(raw > 20, raw, tl.where(grown == 1, u, log))
-    tl.store(dt_ptr + rows[:, None] * h + hs[None], dt, mask=inside)
+    tl.store(dt_ptr + rows[:, None] * h + hs[None], softplus(raw), mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from omnimamba_cli.ops.step_plans import SCAN, SCAN_FLOAT32, ScanPlan
+from omnimamba_cli.ops.triton_math import softplus
 
 ROWS, COLUMNS = 32, 64  # a convolution's tile: time, channels
 PROGRAMS = 512  # of the scan: about four for each multiprocessor
@@ -67,12 +68,7 @@ def _conv_dt(zxBCdt_ptr, conv_ptr, bias_ptr, dt_bias_ptr, xBC_ptr, dt_ptr, ring_
         inside = (rows < l)[:, None] & (hs < h)[None]
         raw = tl.load(zxBCdt_ptr + rows[:, None].to(tl.int64) * (e + c + h) + c + hs[None], mask=inside, other=0.0)
         raw = raw.to(tl.float32) + tl.load(dt_bias_ptr + hs, mask=hs < h, other=0.0).to(tl.float32)[None]
-        # see _mixer_step: log(1 + u) to the last digit
-        u = tl.exp(tl.minimum(raw, 20.0))
-        grown = 1 + u
-        log = tl.log(grown) * (u / tl.where(grown == 1, 1.0, grown - 1))
-        dt = tl.where(raw > 20, raw, tl.where(grown == 1, u, log))
-        tl.store(dt_ptr + (row * l + rows)[:, None] * h + hs[None], dt, mask=inside)
+        tl.store(dt_ptr + (row * l + rows)[:, None] * h + hs[None], softplus(raw), mask=inside)
 
 
 def conv_dt(zxBCdt: Tensor, conv: Tensor, bias: Tensor, dt_bias: Tensor, ring: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan
+from omnimamba_cli.ops.triton_math import softplus
 
 HAS_PDL = hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
 
@@ -141,10 +142,7 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
         B, B_new = _newest(B_past, proj_ptr, ring_ptr, conv_ptr, Bs, in_n, e, c, k)
         C, C_new = _newest(C_past, proj_ptr, ring_ptr, conv_ptr, Cs, in_n, e, c, k)
     raw = tl.load(proj_ptr + e + c + head).to(tl.float32) + dt_bias
-    u = tl.exp(tl.minimum(raw, 20.0))
-    # log(1 + u) to the last digit: for small u the rounding of 1 + u is divided out again
-    grown = 1 + u
-    dt = tl.where(raw > 20, raw, tl.where(grown == 1, u, tl.log(grown) * (u / tl.where(grown == 1, 1.0, grown - 1))))
+    dt = softplus(raw)
     state = state * tl.exp(dt * A) + (x * dt)[:, None] * B[None]
     y = tl.sum(state * C[None], 1) + D * x
     z = tl.load(proj_ptr + xs, mask=in_p, other=0.0).to(tl.float32)

@@ -1,0 +1,14 @@
+"""Functions that several Triton kernels compute. Importing needs Triton."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) to the last digit, also where 1 + exp(x) rounds; linear above 20 as in PyTorch."""
+    u = tl.exp(tl.minimum(x, 20.0))
+    grown = 1 + u
+    # for small u the rounding of 1 + u is divided out again
+    log = tl.log(grown) * (u / tl.where(grown == 1, 1.0, grown - 1))
+    return tl.where(x > 20, x, tl.where(grown == 1, u, log))
