@@ -28,7 +28,7 @@ class ViTSizes:
     depth: int  # blocks
     num_heads: int
     mlp_ratio: float = 4.0
-    init_values: float | None = None  # of layer scale; None: there is none
+    init_values: float = 0.0  # of layer scale; 0: there is none
     class_token: bool = True
     reg_tokens: int = 0
     no_embed_class: bool = False  # positions for patches alone
@@ -63,14 +63,14 @@ OURS: dict[str, ViTSizes | ConvNeXtSizes] = {
 
 
 def build(name: str, options: Mapping[str, Any], layer: int) -> "ViT | ConvNeXt | None":
-    """The encoder of timm's name and options, up to the block (ViT) or stage that is read; None: it is none of ours.
+    """The encoder by timm's name and options up to the block (ViT) or stage that is read; None: it is none of ours.
 
     Raises ConfigError where the encoder has no such block, or sizes do not fit together.
     """
     sizes = OURS.get(name)
     if sizes is None or not options.keys() <= {field.name for field in fields(sizes)}:
         return None
-    sizes = replace(sizes, **options)
+    sizes = replace(sizes, **{key: value for key, value in options.items() if value is not None})  # as timm takes them
     blocks = sizes.depth if isinstance(sizes, ViTSizes) else len(sizes.depths)
     if not -blocks <= layer < blocks:
         raise ConfigError(f"layer is {layer}; {name} has {blocks} to read")
