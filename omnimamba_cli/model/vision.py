@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from omnimamba_cli.config import TowerConfig
 from omnimamba_cli.model import encoders
 
+CPU_PICTURES = 8  # at once on a CPU: maps of more leave its caches, and take a sixth longer a picture
+
 
 def _options(config: TowerConfig) -> dict[str, Any]:  # Any: timm's own keyword arguments
     options = dict(config.options)
@@ -62,10 +64,10 @@ class Tower(nn.Module):
         if isinstance(self.net, encoders.ViT | encoders.ConvNeXt):
             return self.net(x)  # type: ignore[no-any-return]
         layout = "NLC" if self.is_vit else "NCHW"
-        maps = self.net.forward_intermediates(x, indices=[-1], norm=False, output_fmt=layout, intermediates_only=True)[
-            0
-        ]
-        return maps if self.is_vit else maps.flatten(2).mT  # (b n c)
+        (maps,) = self.net.forward_intermediates(
+            x, indices=[-1], norm=False, output_fmt=layout, intermediates_only=True
+        )
+        return maps if self.is_vit else maps.flatten(2).mT  # type: ignore[no-any-return]  # (b n c)
 
 
 class VisionTowers(nn.Module):
@@ -85,6 +87,8 @@ class VisionTowers(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels (b 3 s s) in [0,1] to patches (b n vision_dim)."""
         pixels = pixels.to(self.dtype)
+        if pixels.device.type == "cpu" and len(pixels) > CPU_PICTURES:
+            return torch.cat([self(part) for part in pixels.split(CPU_PICTURES)])
         return torch.cat([tower(pixels) for tower in self.towers], dim=-1)
 
 
