@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,8 @@ from omnimamba_cli.errors import CheckpointError, ConfigError, InputError, file_
 from omnimamba_cli.model.convert import check
 from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.vision import VisionTowers
 from omnimamba_cli.model.vq import VQModel
-
-if TYPE_CHECKING:
-    from omnimamba_cli.model.vision import VisionTowers
 
 Part = Literal["model", "vision", "vq"]
 PARTS: tuple[Part, ...] = ("model", "vision", "vq")
@@ -52,7 +50,7 @@ class ModelFiles:
         self,
         config: ModelConfig,
         model: OmniMamba | None = None,
-        towers: "VisionTowers | None" = None,
+        towers: VisionTowers | None = None,
         vq: VQModel | None = None,
         tokenizer: TextTokenizer | None = None,
         directory: Path | None = None,
@@ -136,23 +134,17 @@ def load_directory(
     if "model" in parts:
         files.model = _load(directory, "model", lambda: OmniMamba(config), device, dtype)
     if "vision" in parts:
-        files.towers = _load(directory, "vision", lambda: _towers(config), device, dtype)
+        files.towers = _load(directory, "vision", lambda: VisionTowers(config.towers), device, dtype)
     if "vq" in parts:
         files.vq = _load(directory, "vq", lambda: VQModel(config.vq), device, dtype)
     return files
-
-
-def _towers(config: ModelConfig) -> "VisionTowers":
-    from omnimamba_cli.model.vision import VisionTowers  # here: drawing needs no timm, which is slow to import
-
-    return VisionTowers(config.towers)
 
 
 def check_file(path: Path, part: Part, config: ModelConfig) -> None:
     """Raise CheckpointError unless a part's file fits the config; reads its header alone."""
     builders: dict[Part, Callable[[], nn.Module]] = {
         "model": lambda: OmniMamba(config),
-        "vision": lambda: _towers(config),
+        "vision": lambda: VisionTowers(config.towers),
         "vq": lambda: VQModel(config.vq),
     }
     check_part(path, read_header(path), on_meta(builders[part]))

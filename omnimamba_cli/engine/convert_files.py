@@ -22,6 +22,7 @@ from omnimamba_cli.errors import CheckpointError, ConfigError, InputError, Usage
 from omnimamba_cli.model import convert as names
 from omnimamba_cli.model import sizes
 from omnimamba_cli.model.meta import on_meta
+from omnimamba_cli.model.vision import Tower, timm_state
 from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.presets import preset as config_preset
 
@@ -233,8 +234,6 @@ def _plan_towers(plan: _Plan, found: Sequence[Source]) -> None:
     """vision.safetensors of one file for each tower, matched by width."""
     if not found:
         return
-    from omnimamba_cli.model.vision import Tower, timm_state  # here: timm takes seconds to import
-
     by_tower: dict[int, Source] = {}
     for source in found:
         matches = [j for j, t in enumerate(plan.config.towers) if t.width == source.tower_width and j not in by_tower]

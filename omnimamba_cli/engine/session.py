@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -27,10 +26,8 @@ from omnimamba_cli.engine.task_models import load_for_task
 from omnimamba_cli.errors import CheckpointError, InputError
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import Quantization
+from omnimamba_cli.model.vision import VisionTowers
 from omnimamba_cli.ops.halves import processor_has_halves
-
-if TYPE_CHECKING:
-    from omnimamba_cli.model.vision import VisionTowers  # imports timm, which drawing does not need
 
 
 class Session:
@@ -51,7 +48,7 @@ class Session:
         self._merged: dict[Task, OmniMamba] = {}
 
     @cached_property
-    def towers(self) -> "VisionTowers":
+    def towers(self) -> VisionTowers:
         """The image encoders. Raises CheckpointError when the directory has none."""
         # a processor without 16-bit arithmetic: seven times faster so, and what is stored in float32 stays mapped
         slow = self.device.type == "cpu" and not processor_has_halves()
@@ -80,8 +77,8 @@ class Session:
             )
         return self._merged[task]
 
-    def _looking(self) -> "tuple[OmniMamba, VisionTowers]":
-        """What a picture needs; read side by side the first time, since importing timm alone takes seconds."""
+    def _looking(self) -> tuple[OmniMamba, VisionTowers]:
+        """What a picture needs; read side by side the first time, so that neither waits for the other's file."""
         if "mmu" not in self._merged and "towers" not in vars(self):
             with ThreadPoolExecutor(1) as pool:
                 towers = pool.submit(getattr, self, "towers")

@@ -1,13 +1,18 @@
-"""Frozen image encoders, built by timm: patches of the block before the last, joined by feature."""
+"""Frozen image encoders: patches of the block before the last, joined by feature.
+
+`_network` decides whose code an encoder is: ours (encoders.py) where it is one of ours, timm's for any other name.
+"""
 
 from functools import cache
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from omnimamba_cli.config import TowerConfig
+from omnimamba_cli.model import encoders
+
+CPU_PICTURES = 8  # at once on a CPU: maps of more leave its caches, and take a sixth longer a picture
 
 
 def _options(config: TowerConfig) -> dict[str, Any]:  # Any: timm's own keyword arguments
@@ -15,6 +20,24 @@ def _options(config: TowerConfig) -> dict[str, Any]:  # Any: timm's own keyword 
     if config.name.startswith("vit_"):
         options.setdefault("img_size", config.image_size)  # fixes the size of the position table
     return options
+
+
+def _network(config: TowerConfig) -> nn.Module:
+    """The encoder up to the block that is read; names and shapes of its tensors are timm's in either case."""
+    own = encoders.build(config.name, _options(config), config.layer)
+    if own is not None:
+        return own
+    net = _timm(config)
+    net.prune_intermediate_layers([config.layer], prune_norm=True, prune_head=True)
+    net.head = nn.Identity()  # some versions of timm leave the head's norm standing
+    return net
+
+
+def _timm(config: TowerConfig) -> Any:  # Any: timm has no types
+    """The whole encoder, by timm."""
+    import timm  # here: it takes seconds, and our own encoders need none of it
+
+    return timm.create_model(config.name, pretrained=False, num_classes=0, **_options(config))
 
 
 @cache
@@ -29,10 +52,7 @@ class Tower(nn.Module):
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
-        self.net = timm.create_model(config.name, pretrained=False, num_classes=0, **_options(config))
-        kept = self.net.prune_intermediate_layers([config.layer], prune_norm=True, prune_head=True)
-        self.net.head = nn.Identity()  # some versions of timm leave the head's norm standing
-        self.block = kept[0]
+        self.net = _network(config)
         self.is_vit = config.name.startswith("vit_")
         # plain numbers, not buffers: they survive construction on the meta device
         self.mean, self.std = config.mean, config.std
@@ -40,11 +60,14 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels (b 3 s s) in [0,1] to patches (b n c)."""
         mean, std = (_per_channel(tuple(v), pixels.dtype, pixels.device) for v in (self.mean, self.std))
+        x = (pixels - mean) / std
+        if isinstance(self.net, encoders.ViT | encoders.ConvNeXt):
+            return self.net(x)  # type: ignore[no-any-return]
         layout = "NLC" if self.is_vit else "NCHW"
-        maps = self.net.forward_intermediates(
-            (pixels - mean) / std, indices=[self.block], norm=False, output_fmt=layout, intermediates_only=True
-        )[0]
-        return maps if self.is_vit else maps.flatten(2).mT  # (b n c)
+        (maps,) = self.net.forward_intermediates(
+            x, indices=[-1], norm=False, output_fmt=layout, intermediates_only=True
+        )
+        return maps if self.is_vit else maps.flatten(2).mT  # type: ignore[no-any-return]  # (b n c)
 
 
 class VisionTowers(nn.Module):
@@ -64,6 +87,8 @@ class VisionTowers(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels (b 3 s s) in [0,1] to patches (b n vision_dim)."""
         pixels = pixels.to(self.dtype)
+        if pixels.device.type == "cpu" and len(pixels) > CPU_PICTURES:
+            return torch.cat([self(part) for part in pixels.split(CPU_PICTURES)])
         return torch.cat([tower(pixels) for tower in self.towers], dim=-1)
 
 
@@ -74,7 +99,7 @@ def timm_state(config: TowerConfig, tensors: dict[str, Tensor]) -> dict[str, Ten
     are left out. Names that the whole timm model does not have stay, so that the caller can refuse them.
     """
     with torch.device("meta"):
-        whole = timm.create_model(config.name, pretrained=False, num_classes=0, **_options(config))
+        whole = _timm(config)
         kept = Tower(config)
     resampled = _resample_positions(tensors, whole)
     dropped = set(whole.state_dict()) - set(kept.net.state_dict())
@@ -89,5 +114,7 @@ def _resample_positions(tensors: dict[str, Tensor], model: nn.Module) -> dict[st
     if table is None or embed is None or table.shape == model.pos_embed.shape:
         return tensors
     prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0)
-    new = timm.layers.resample_abs_pos_embed(table.float(), list(embed.grid_size), num_prefix_tokens=prefix)
+    from timm.layers import resample_abs_pos_embed
+
+    new = resample_abs_pos_embed(table.float(), list(embed.grid_size), num_prefix_tokens=prefix)
     return {**tensors, "pos_embed": new.to(table.dtype)}

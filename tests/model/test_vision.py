@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.config import TowerConfig
-from omnimamba_cli.model.vision import Tower, VisionTowers, timm_state
+from omnimamba_cli.model.vision import CPU_PICTURES, Tower, VisionTowers, timm_state
 from omnimamba_cli.presets import IMAGENET_MEAN, IMAGENET_STD
 from tests.numerics import assert_close
 
@@ -92,6 +92,16 @@ def test_features_are_joined_in_the_configs_order(order: tuple[TowerConfig, ...]
     parts = got.split([config.width for config in order], -1)
     for config, part in zip(order, parts, strict=True):
         assert_close(config.name, tower(config)(pixels()), part, 1e-6)
+
+
+def test_many_pictures_are_looked_at_a_few_at_a_time() -> None:
+    towers, seen = VisionTowers((VIT, CONV)), []
+    towers.towers[0].register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    many = torch.rand(2 * CPU_PICTURES + 1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    got = towers(many)
+    assert seen == [CPU_PICTURES, CPU_PICTURES, 1]
+    alone = torch.cat([towers(picture) for picture in many.split(1)])
+    assert_close("patches", alone, got, 1e-6)
 
 
 def test_towers_are_frozen_and_in_eval_mode() -> None:
