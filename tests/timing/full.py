@@ -25,7 +25,7 @@ from tests.timing.machine import Log
 PROGRAM = """
 import json, resource, sys, time
 begun = time.perf_counter()
-import timm, torch
+import torch
 from omnimamba_cli.__main__ import run
 import omnimamba_cli.engine.session
 imported = time.perf_counter()
