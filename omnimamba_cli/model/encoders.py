@@ -88,7 +88,8 @@ def _patches(x: Tensor, k: int) -> Tensor:
 
 def _start(module: nn.Module) -> None:
     """Fresh weights as both papers have them: small and normal, biases zero."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    # of the meta device only shapes are wanted, and some versions of torch load their compiler to fill them
+    if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.is_meta:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -179,9 +180,10 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, n if self.patches_alone else n + self.prefix, d))
         self.blocks = nn.Sequential(*(ViTBlock(sizes) for _ in range(kept)))
         self.apply(_start)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if not self.pos_embed.is_meta:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for token in (self.cls_token, self.reg_token):
-            if token is not None:
+            if token is not None and not token.is_meta:
                 nn.init.normal_(token, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:

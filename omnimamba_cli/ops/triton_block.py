@@ -1,8 +1,8 @@
 """A whole residual block for training as one step of autograd: the products by the library, the rest by our kernels.
 
 residual + out_proj(gated norm(scan(convolution(in_proj(norm(residual)))))), with LoRA's pair beside in_proj. Of a token
-and layer the residual, its norm, in_proj's output, the convolution's, the step sizes and the scan's output are kept for
-the backward pass, 46 KB at 1.3B in 16 bits; the gated norm costs one pass over memory to compute again.
+and layer only the residual, its norm, in_proj's output, the step sizes and the scan's output are kept for the backward
+pass, 38 KB at 1.3B in 16 bits; what lies between costs one pass over memory to compute again, and no product.
 LoRA is part of the product: in_proj multiplies [x, dropout(x) A^T] with [W, scale B]. Held to the block's plain form by
 tests/ops. Importing needs Triton.
 """
@@ -126,15 +126,15 @@ class _Block(torch.autograd.Function):
         dt = torch.empty(b, l, h, dtype=torch.float32, device=device)
         sizes = {"ROWS": STEP_SIZE.rows, "H": triton.next_power_of_2(h), "num_warps": STEP_SIZE.warps}
         _step_sizes[(triton.cdiv(b * l, STEP_SIZE.rows),)](raw, dt_bias, dt, b * l, h, raw.stride(0), **sizes)
-        convolved = conv_forward(xBC, conv, conv_bias, None)
+        xBC = conv_forward(xBC, conv, conv_bias, None)
         decay = -A_log.float().exp()
-        scanned, B_scan, C_scan = _scan_inputs(convolved, e, h, settings)
+        scanned, B_scan, C_scan = _scan_inputs(xBC, e, h, settings)
         y = scan_forward(scanned, dt, decay, B_scan, C_scan, D)
         gated = torch.empty(b * l, e, dtype=dtype, device=device)
         gate_rstd = norm_forward(y.view(b * l, e), z, gate, settings.eps, gated)
         ctx.save_for_backward(
             residual, norm, A, conv, conv_bias, dt_bias, decay, D, gate,
-            x, rstd, both, zxBCdt, convolved, dt, y, gate_rstd, out_narrow,
+            x, rstd, both, zxBCdt, dt, y, gate_rstd, out_narrow,
         )  # fmt: skip
         ctx.settings, ctx.rank, ctx.out_features = settings, rank, len(weight)
         ctx.dtypes = [t.dtype if isinstance(t, Tensor) else None for t in (weight, B, A_log, out_weight)]
@@ -144,7 +144,7 @@ class _Block(torch.autograd.Function):
     def backward(ctx, dnew):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors
         residual, norm, A, conv, conv_bias, dt_bias, decay, D, gate = saved[:9]
-        x, rstd, both, zxBCdt, convolved, dt, y, gate_rstd, out_narrow = saved[9:]
+        x, rstd, both, zxBCdt, dt, y, gate_rstd, out_narrow = saved[9:]
         b, l, d = residual.shape
         e, c = len(gate), len(conv)
         wanted = ctx.needs_input_grad
@@ -160,7 +160,7 @@ class _Block(torch.autograd.Function):
         dout_weight = torch.mm(dout.t(), gated).to(out_dtype) if wanted[11] else None
         del gated
         dconv, dconv_bias, ddecay, dD, ddt_bias = _backward_between(
-            ctx.settings, conv, conv_bias, dt_bias, decay, D, dt, convolved, dy.view(y.shape), parts, dparts
+            ctx.settings, conv, conv_bias, dt_bias, decay, D, dt, dy.view(y.shape), parts, dparts
         )
         del dy
         rows = dzxBCdt.flatten(0, 1)
@@ -197,7 +197,6 @@ def _backward_between(
     decay: Tensor,
     D: Tensor,
     dt: Tensor,
-    convolved: Tensor,
     dy: Tensor,
     parts: tuple[Tensor, Tensor, Tensor],
     dparts: tuple[Tensor, Tensor, Tensor],
@@ -205,8 +204,9 @@ def _backward_between(
     """From the scan back to in_proj: writes dparts; gradients of convolution, bias, decay, D and dt's bias."""
     (_, raw_xBC, raw), (_, draw_xBC, draw) = parts, dparts
     b, l, h, p = dy.shape
-    dxBC = torch.empty_like(convolved)
-    x, B, C = _scan_inputs(convolved, h * p, h, settings)
+    xBC = conv_forward(raw_xBC, conv, conv_bias, None)
+    dxBC = torch.empty_like(xBC)
+    x, B, C = _scan_inputs(xBC, h * p, h, settings)
     dx, dB, dC = _scan_inputs(dxBC, h * p, h, settings)
     ddt, ddecay, dD, _ = scan_backward(x, dt, decay, B, C, D, None, dy, None, dx, dB, dC)
     dconv, dconv_bias = conv_backward(raw_xBC, conv, conv_bias, None, dxBC, draw_xBC, None)
