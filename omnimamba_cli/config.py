@@ -171,7 +171,7 @@ class TextConfig(_JSON):
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig(_JSON):
-    """One frozen image encoder."""
+    """One frozen image encoder, by the name that timm has for it."""
 
     name: str  # timm model name
     width: int  # features a patch
@@ -180,7 +180,7 @@ class TowerConfig(_JSON):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layer: int = -2  # block (ViT) or stage (convolutional) whose output is read; later ones are dropped
-    options: dict[str, Any] = field(default_factory=dict)  # in timm's words
+    options: dict[str, Any] = field(default_factory=dict)  # in the words of timm.create_model
 
 
 @dataclass(frozen=True, kw_only=True)
