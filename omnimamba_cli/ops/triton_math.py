@@ -1,4 +1,4 @@
-"""Functions that several Triton kernels compute. Importing needs Triton."""
+"""What several Triton kernels do. Importing needs Triton."""
 
 import triton
 import triton.language as tl
@@ -12,3 +12,12 @@ def softplus(x):
     # for small u the rounding of 1 + u is divided out again
     log = tl.log(grown) * (u / tl.where(grown == 1, 1.0, grown - 1))
     return tl.where(x > 20, x, tl.where(grown == 1, u, log))
+
+
+@triton.jit
+def load_tile(ptr, rows, columns, l, stride, size: tl.constexpr):
+    """Times `rows` of some neighbouring channels, of `size`; zeros from time l on. stride: between two times."""
+    mask = (rows < l)[:, None]
+    if columns.shape[0] != size:
+        mask = mask & (columns < size)[None]
+    return tl.load(ptr + rows[:, None] * stride + columns[None], mask=mask, other=0.0)

@@ -2,7 +2,7 @@
 
 A program walks the chunks of its sequence with the state in registers; nothing chunk by chunk is written to memory
 on the way forward, and the backward pass recomputes the chunk states it needs. Held to ops/reference.py by tests/ops.
-Importing needs Triton; `refusal` says why a call cannot run here.
+Importing needs Triton; the registry knows which calls can run here.
 """
 
 import torch
@@ -11,16 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from omnimamba_cli.ops.train_plans import SCAN_FORWARD, SCAN_FORWARD_FLOAT32, ScanForwardPlan
+from omnimamba_cli.ops.triton_math import load_tile
 from omnimamba_cli.ops.triton_scan_backward import scan_backward
-
-
-@triton.jit
-def tile(ptr, rows, columns, l, stride, size: tl.constexpr):
-    """Times `rows` of some neighbouring channels; zeros past the end."""
-    mask = (rows < l)[:, None]
-    if columns.shape[0] != size:
-        mask = mask & (columns < size)[None]
-    return tl.load(ptr + rows[:, None] * stride + columns[None], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -28,7 +20,11 @@ def _chunk(x_ptr, dt_ptr, B_ptr, C_ptr, A, start, l, sx, sdt, sB, sC, Q: tl.cons
            N: tl.constexpr, p: tl.constexpr, n: tl.constexpr):  # fmt: skip
     """One chunk's x (Q P), dt (Q), B, C (Q N) and its running log decay (Q); rows past l are zero steps."""
     rows, ps, ns = start + tl.arange(0, Q), tl.arange(0, P), tl.arange(0, N)
-    x, B, C = tile(x_ptr, rows, ps, l, sx, p), tile(B_ptr, rows, ns, l, sB, n), tile(C_ptr, rows, ns, l, sC, n)
+    x, B, C = (
+        load_tile(x_ptr, rows, ps, l, sx, p),
+        load_tile(B_ptr, rows, ns, l, sB, n),
+        load_tile(C_ptr, rows, ns, l, sC, n),
+    )
     dt = tl.load(dt_ptr + rows * sdt, mask=rows < l, other=0.0).to(tl.float32)
     return x, dt, B, C, tl.cumsum(dt * A, 0)
 

@@ -12,15 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from omnimamba_cli.ops.train_plans import SCAN_GRADIENT, SCAN_GRADIENT_FLOAT32, ScanGradientPlan
-
-
-@triton.jit
-def _tile(ptr, rows, columns, l, stride, size: tl.constexpr):
-    """Times `rows` of some neighbouring channels; zeros past the end."""
-    mask = (rows < l)[:, None]
-    if columns.shape[0] != size:
-        mask = mask & (columns < size)[None]
-    return tl.load(ptr + rows[:, None] * stride + columns[None], mask=mask, other=0.0)
+from omnimamba_cli.ops.triton_math import load_tile
 
 
 @triton.jit
@@ -39,8 +31,8 @@ def _walk(left_ptr, right_ptr, dt_ptr, A, state, out_ptr, l, chunks, s_left, s_r
             i = chunks - 1 - turn
         tl.store(out_ptr + i * P * N + tile, state, mask=(tile >= 0) & ((turn > 0) | known))
         rows = i * Q + qs
-        left = _tile(left_ptr, rows, ps, l, s_left, p)
-        right = _tile(right_ptr, rows, ns, l, s_right, n)
+        left = load_tile(left_ptr, rows, ps, l, s_left, p)
+        right = load_tile(right_ptr, rows, ns, l, s_right, n)
         dt = tl.load(dt_ptr + rows * sdt, mask=rows < l, other=0.0).to(tl.float32)
         log_decay = tl.cumsum(dt * A, 0)
         total = tl.sum(dt * A, 0)
@@ -97,7 +89,7 @@ def _between_chunks(x_ptr, dt_ptr, A_ptr, C_ptr, dy_ptr, states_ptr, dstates_ptr
     group, block = tl.program_id(1) // blocks, tl.program_id(1) % blocks
     qs, ps, ns = tl.arange(0, Q), tl.arange(0, P), tl.arange(0, N)
     rows = chunk * Q + qs
-    C = _tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
+    C = load_tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
     tile = ps[:, None] * N + ns[None]
     # zero, and not stored, where a walk begins with nothing
     before_known = (tile >= 0) & ((chunk > 0) | has_state)
@@ -105,8 +97,8 @@ def _between_chunks(x_ptr, dt_ptr, A_ptr, C_ptr, dy_ptr, states_ptr, dstates_ptr
     dB, dC = tl.zeros((Q, N), tl.float32), tl.zeros((Q, N), tl.float32)
     first = group * r + block * HEADS
     for head in range(first, tl.minimum(first + HEADS, group * r + r)):
-        x = _tile(x_ptr + row * sxb + head * sxh, rows, ps, l, sxl, p)
-        dy = _tile(dy_ptr + row * sgb + head * sgh, rows, ps, l, sgl, p)
+        x = load_tile(x_ptr + row * sxb + head * sxh, rows, ps, l, sxl, p)
+        dy = load_tile(dy_ptr + row * sgb + head * sgh, rows, ps, l, sgl, p)
         kept = ((row * h + head) * chunks + chunk) * P * N
         state = tl.load(states_ptr + kept + tile, mask=before_known, other=0.0)
         dstate = tl.load(dstates_ptr + kept + tile, mask=after_known, other=0.0)
@@ -145,16 +137,16 @@ def _within_chunks(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, dy_ptr, dstates_pt
     inside = rows < l
     # all matrices of times are (from, to), so that the next product takes them as they come out of one
     upper = qs[:, None] <= qs[None]
-    B = _tile(B_ptr + row * sBb + group * sBg, rows, ns, l, sBl, n)
-    C = _tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
+    B = load_tile(B_ptr + row * sBb + group * sBg, rows, ns, l, sBl, n)
+    C = load_tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
     tile = ps[:, None] * N + ns[None]
     after_known = (tile >= 0) & ((chunk < chunks - 1) | has_dlast)
     scores = tl.dot(B, tl.trans(C), input_precision=precision, out_dtype=tl.float32)
     dscores = tl.zeros((Q, Q), tl.float32)
     first = group * r + block * HEADS
     for head in range(first, tl.minimum(first + HEADS, group * r + r)):
-        x = _tile(x_ptr + row * sxb + head * sxh, rows, ps, l, sxl, p)
-        dy = _tile(dy_ptr + row * sgb + head * sgh, rows, ps, l, sgl, p)
+        x = load_tile(x_ptr + row * sxb + head * sxh, rows, ps, l, sxl, p)
+        dy = load_tile(dy_ptr + row * sgb + head * sgh, rows, ps, l, sgl, p)
         kept = ((row * h + head) * chunks + chunk) * P * N
         dstate = tl.load(dstates_ptr + kept + tile, mask=after_known, other=0.0)
         dt = tl.load(dt_ptr + row * sdb + head * sdh + rows * sdl, mask=inside, other=0.0).to(tl.float32)
@@ -213,8 +205,8 @@ def _sum_heads(B_ptr, C_ptr, dB_parts_ptr, dC_parts_ptr, dscores_ptr, dB_ptr, dC
     for part in range(within):
         place = ((tl.program_id(0).to(tl.int64) * tl.num_programs(1) + group) * within + part) * Q * Q
         dscores += tl.load(dscores_ptr + place + qs[:, None] * Q + qs[None])
-    B = _tile(B_ptr + row * sBb + group * sBg, rows, ns, l, sBl, n)
-    C = _tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
+    B = load_tile(B_ptr + row * sBb + group * sBg, rows, ns, l, sBl, n)
+    C = load_tile(C_ptr + row * sCb + group * sCg, rows, ns, l, sCl, n)
     narrow = dscores.to(B.dtype)
     dB = tl.dot(narrow, C, dB, input_precision=precision)
     dC = tl.dot(tl.trans(narrow), B, dC, input_precision=precision)

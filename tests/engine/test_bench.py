@@ -20,7 +20,15 @@ from omnimamba_cli.engine.bench_measure import Cell, measure
 from omnimamba_cli.engine.bench_opponents import OPPONENTS, chosen, matched, opponent
 from omnimamba_cli.engine.bench_rows import Row, table
 from omnimamba_cli.engine.bench_systems import OmniMambaSystem, load_ours, standing_at
-from omnimamba_cli.engine.bench_timing import Sample, Timing, integrate, sample_positions, time_steps
+from omnimamba_cli.engine.bench_timing import (
+    BLOCKS,
+    Sample,
+    Timing,
+    integrate,
+    sample_positions,
+    time_steps,
+    time_whole,
+)
 from omnimamba_cli.engine.bench_transformers import TransformerSystem, grown
 from omnimamba_cli.errors import UsageError
 from omnimamba_cli.presets import PRESETS
@@ -245,6 +253,14 @@ def test_a_model_that_does_not_fit_is_a_row_for_every_length(tiny_config: ModelC
     rows = list(go.rows("emu3", OPPONENTS["emu3"], build, 0.0))
     assert [r.seq_len for r in rows] == [3, 9]
     assert all(r.error is not None and r.error.startswith("out of memory") for r in rows)
+
+
+@pytest.mark.parametrize(("budget_s", "blocks"), [(1e9, BLOCKS), (0.0, 0)])
+def test_work_is_timed_several_times_at_once_after_a_warm_up(budget_s: float, blocks: int) -> None:
+    done: list[int] = []
+    timing = time_whole(lambda: done.append(1), CPU, budget_s, together=3)
+    assert len(done) == 1 + 3 * blocks
+    assert len(timing.seconds) == max(1, blocks)
 
 
 def test_another_error_is_no_row() -> None:
