@@ -11,7 +11,7 @@ from captions import caption, captions
 from names import accepted_sets
 from pictures import Pictures
 from questions import QA, naming_question, questions
-from scenes import Scene, compose, sample_scene
+from scenes import TRAINED_KINDS, Scene, compose, sample_scene
 from splits import SPLITS, TRAIN
 
 IMAGES_A_FOLDER = 1000
@@ -62,7 +62,8 @@ def as_typed(text: str, rng: random.Random) -> str:
 
 def _mmu(job: Job, pictures: Pictures, number: int, rng: random.Random) -> Record:
     """A conversation about a scene, as LLaVA writes them."""
-    scene = sample_scene(rng, pictures, TRAIN, purpose="mmu")
+    (kind,) = rng.choices(list(TRAINED_KINDS), list(TRAINED_KINDS.values()))
+    scene = sample_scene(rng, pictures, TRAIN, purpose="mmu", kind=kind)
     turns = []
     for place, qa in enumerate(questions(scene, rng, TURNS)):
         question = as_typed(qa.question, rng)

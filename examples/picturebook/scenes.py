@@ -21,6 +21,8 @@ KINDS: dict[str, dict[str, float]] = {
     "mmu": {"one": 0.52, "two": 0.25, "count": 0.12, "three": 0.11},
     "t2i": {"one": 0.64, "two": 0.19, "count": 0.10, "three": 0.07},
 }
+# Of training alone: what is small and one of several is what a model of this size sees worst.
+TRAINED_KINDS = {"one": 0.44, "two": 0.24, "count": 0.1, "three": 0.22}
 # By design, not by picture: Fluent's flat and 3-D pictures are one drawing.
 STYLE_WEIGHTS: dict[str, float] = {
     "noto": 25, "twemoji": 25, "noto_v1": 12, "fluent_flat": 14, "fluent_3d": 14, "fluent_hc": 10,

@@ -1,7 +1,7 @@
 """Labelled scenes for training a vision tower, composed on its own device: no file, no waiting for processors.
 
 The same world as scenes.py (trained pictures only, no unseen pair, tint or ground, things that stand out from the
-ground) in three plain layouts, a batch at a time as tensors: many things by other hands (tower_hands.py), some in
+ground) in four plain layouts, a batch at a time as tensors: many things by other hands (tower_hands.py), some in
 shades of one colour. b pictures a batch, k places a picture, s pixels a side.
 """
 
@@ -19,7 +19,7 @@ from tower_hands import bent, draw_hands, in_shades, leaning, redrawn, shade_ran
 
 PLACES = 4  # most things in a picture
 MIN_INK = 0.15  # part of a cell that must be ink for it to belong to a thing
-LAYOUTS = (0.45, 0.3, 0.25)  # shares of one thing, two halves, four quarters
+LAYOUTS = (0.38, 0.25, 0.19, 0.18)  # shares of one thing, two halves, four quarters, three in a line
 OTHER_HAND_SHARE, SHADED_SHARE = 0.5, 0.06  # of the things that are no glyphs
 
 
@@ -94,17 +94,20 @@ class DeviceScenes:
         rand = torch.rand(5, b, PLACES, device=self.device)
         kind = torch.multinomial(torch.tensor(LAYOUTS, device=self.device), b, replacement=True)[:, None]
         place = torch.arange(PLACES, device=self.device)[None]
-        across = rand[4, :, :1] < 0.5  # two halves side by side, or one above the other
-        column = torch.where(kind == 2, place % 2, torch.where(across, place % 2, 0.5))
-        line = torch.where(kind == 2, place // 2, torch.where(across, 0.5, place % 2))
+        across = rand[4, :, :1] < 0.5  # things in a line stand side by side, or one above the other
+        line_of = torch.tensor((1, 2, 2, 3), device=self.device)[kind]  # how many a line holds
+        along = (place % line_of + 0.5) / line_of
+        other = torch.where(kind == 2, (place // 2 + 0.5) / 2, 0.5)
+        room = 1 / line_of  # the square a thing may fill
         one = kind == 0
-        room = torch.where(one, 1.0, 0.5)  # the square a thing may fill
-        side = torch.where(one, 0.3 + 0.65 * rand[0], 0.24 + 0.24 * rand[0])
-        slack = room - side
-        x = torch.where(one, 0.5, 0.25 + 0.5 * column) + slack * (rand[1] - 0.5)
-        y = torch.where(one, 0.5, 0.25 + 0.5 * line) + slack * (rand[2] - 0.5)
-        count = torch.where(one, 1, torch.where(kind == 1, 2, PLACES))
-        used = (place < count) & ((kind < 2) | (rand[3] < 0.75) | (place == 0))
+        smallest = torch.tensor((0.3, 0.24, 0.24, 0.18), device=self.device)[kind]
+        side = smallest + (room * torch.where(one, 0.95, 0.97) - smallest) * rand[0]
+        aside = torch.where(kind == 3, 0.5, room)  # a line of three leaves most of the canvas bare
+        x_line = across | one | (kind == 2)
+        x = torch.where(x_line, along, other) + (torch.where(x_line, room, aside) - side) * (rand[1] - 0.5)
+        y = torch.where(x_line, other, along) + (torch.where(x_line, aside, room) - side) * (rand[2] - 0.5)
+        count = torch.tensor((1, 2, PLACES, 3), device=self.device)[kind]
+        used = (place < count) & ((kind != 2) | (rand[3] < 0.75) | (place == 0))
         alike = (torch.rand(b, 1, device=self.device) < 0.4) & (kind > 0)
         return x, y, side, used, alike & (place > 0)
 

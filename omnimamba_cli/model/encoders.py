@@ -211,7 +211,10 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b h w d) to (b h w d)."""
-        y = self.conv_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels last, as the convolution takes them too
+        y = x.permute(0, 3, 1, 2)  # channels last, as the convolution takes them too
+        if x.is_cuda and not torch.is_grad_enabled():
+            y = y.contiguous()  # torch's own kernel: cuDNN makes a plan for every new b, half a second for the network
+        y = self.conv_dw(y).permute(0, 2, 3, 1)
         y = self.mlp(self.norm(y))
         if self.training and self.drop_path > 0:
             kept = 1 - self.drop_path  # Huang et al. 2016, arXiv:1603.09382: whole rows, and the others the larger
