@@ -106,7 +106,8 @@ def compare(args: argparse.Namespace) -> int:
             measured = read_probe(args.out, options) or submit(ablation_runs.probe, plan).result()
             write_json(args.out / PROBE_FILE, {"options": asdict(options), "probe": measured.to_dict()})
             budget = 60 * args.minutes - (time.time() - planned_from)
-            plan = replace(plan, steps=steps_for(measured, budget, len(wanted), processes))
+            shared = processes / max(1, len(gpus))  # runs on one GPU, or on the processors, wait for one another
+            plan = replace(plan, steps=steps_for(measured, budget, len(wanted), processes, shared))
         if not kept:
             write_json(args.out / PLAN_FILE, {"steps": plan.steps, **asdict(options)})
         say(f"{len(wanted)} runs of {plan.steps:,} steps, {processes} at a time")
@@ -141,16 +142,20 @@ def gather(jobs: "dict[Future[Any], tuple[str, int]]", out: Path, plan: Plan) ->
     return failed, stopped
 
 
-def steps_for(measured: Probe, budget_s: float, runs: int, processes: int) -> int:
-    """Equal steps for every run, so that all are done in the time. Raises UsageError where that is too few."""
+def steps_for(measured: Probe, budget_s: float, runs: int, processes: int, shared: float = 1.0) -> int:
+    """Equal steps for every run, so that all are done in the time. Raises UsageError where that is too few.
+
+    `shared`: runs at a time on one device; a step takes each of them so many times as long as the probe's.
+    """
     rounds = -(-runs // processes)
     each = SHARE * budget_s / rounds
-    steps = int((each - measured.run_s(0)) / measured.step_s)
+    step_s = measured.step_s * max(1.0, shared)
+    steps = int((each - measured.run_s(0)) / step_s)
     if steps < FEWEST_STEPS:
-        need = rounds * measured.run_s(FEWEST_STEPS) / SHARE / 60
+        need = rounds * (measured.run_s(0) + FEWEST_STEPS * step_s) / SHARE / 60
         raise UsageError(
             f"{budget_s / 60:.1f} minutes are too few for {runs} runs of {measured.run_s(0):.0f} s "
-            f"and {measured.step_s:.2f} s a step",
+            f"and {step_s:.2f} s a step",
             hint=f"--minutes {need + 1:.0f} or more, fewer --seeds or --variants, smaller batches",
         )
     return steps

@@ -168,6 +168,8 @@ def test_steps_fill_the_time_evenly() -> None:
     steps = ablations.steps_for(found, 600, runs=5, processes=2)  # three rounds of 180 s
     assert steps == int((ablations.SHARE * 200 - 10) / 0.5)
     assert 3 * found.run_s(steps) <= 600 * ablations.SHARE < 3 * found.run_s(steps + 2)
+    crowded = ablations.steps_for(found, 600, runs=5, processes=2, shared=2.0)  # two at a time on one GPU
+    assert crowded == int((ablations.SHARE * 200 - 10) / 1.0)
     with pytest.raises(UsageError, match=r"0\.5 minutes are too few for 5 runs") as caught:
         ablations.steps_for(found, 30, runs=5, processes=2)
     minutes = float(str(caught.value.hint).split()[1])
