@@ -217,9 +217,7 @@ def product(
         join.squares[:, 0] = join.residual.square().sum(1)
 
 
-def join_norm(
-    residual: Tensor, parts: Tensor | None, squares: Squares, norm: Tensor, eps: float, out: Tensor
-) -> None:
+def join_norm(residual: Tensor, parts: Tensor | None, squares: Squares, norm: Tensor, eps: float, out: Tensor) -> None:
     """residual (b d) += the parts' (s b d) sum times the squares' factor; out = rms_norm(residual).
 
     norm (d), out (b d). Without parts the residual stays as it is.
@@ -250,7 +248,8 @@ def mixer_step(
 
     proj (b e+c+h), the rows z, x B C, dt of in_proj; ring, position, conv, bias as in Convolution, not looked at where
     the rows are `convolved` already; ssm (b h p n), updated in place; dt_bias, A_log, D (h). Writes y * silu(z) to out
-    (b e); with norm (e) that times norm, and to squares (b s) sums of squares from before, see Squares. The state may be narrower than the sums.
+    (b e); with norm (e) that times norm, and to squares (b s) sums of squares from before, see Squares.
+    The state may be narrower than the sums.
     """
     b, h, p, n = ssm.shape
     e = h * p

@@ -120,7 +120,7 @@ class StepKernels:
         """See reference.product; the library has nothing but the product."""
         assert self.batches is not None
         if plan.method == "library":
-            assert squares is None and convolution is None and join is None
+            assert all(more is None for more in (squares, convolution, join))
             torch.mm(x, weight.mT, out=out[0])
         else:
             how: dict[str, Any] = {"squares": squares, "convolution": convolution, "join": join}

@@ -94,14 +94,15 @@ def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype) -> BatchPlan
         return None
     if model == torch.float32:
         product = ProductPlan("tile", rows=16, columns=32, stages=2) if quantized else ProductPlan("library")
-        return BatchPlan(product, product, product, mixer_plan(batch))
+        return BatchPlan(product, product, product, mixer_plan(batch), joined=quantized)
     mixer = MixerPlan(rows=8, warps=1) if batch <= 32 else MixerPlan(rows=64, warps=8)
     into = ProductPlan("tile", rows=64, columns=64, stages=5)
     if batch <= 32:
         out = ProductPlan("tile", rows=64, columns=256, stages=3, splits=4)
     else:
         out = ProductPlan("tile", rows=64, columns=128, stages=4, splits=4)
-    return BatchPlan(into, out, into, mixer)
+    # without its factor a residual may be too large for float16
+    return BatchPlan(into, out, into, mixer, joined=batch <= 32 and model != torch.float16)
 
 
 def mixer_plan(batch: int) -> MixerPlan:

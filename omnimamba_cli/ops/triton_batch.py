@@ -1,8 +1,8 @@
 """A decoding step of many rows: a few Triton kernels a layer, the sums over columns in parts that fill the chip.
 
-in_proj as `product`, `triton_step.mixer_step`, out_proj as `product`, and what joins its parts onto the residual: either
-the last of the programs that share a tile, or `join_norm`, a kernel of its own. The factor of a norm is one number a
-row, so it comes after the product that follows; it is made of sums of squares that whoever wrote the rows has left. The
+in_proj as `product`, `triton_step.mixer_step`, out_proj as `product`, and what joins its parts onto the residual: the
+last of the programs that share a tile, or `join_norm`, a kernel of its own. The factor of a norm is one number a row,
+so it comes after the product that follows; it is made of sums of squares that whoever wrote the rows has left. The
 convolution is in_proj's last act, so that each channel's is computed once: in the mixer every head would compute those
 of B and C again, which takes more instructions than its state. Sums are added up in one order whoever comes last: the
 same rows give the same bits every time.
@@ -94,13 +94,19 @@ def _older_taps(ring_ptr, position_ptr, conv_ptr, bias_ptr, inner, convolved, bs
 
 
 @triton.jit
-def _join(y, residual_ptr, norm_ptr, next_ptr, sums_ptr, place, keep, rs, rows, bs, b):
-    """Adds y (ROWS BATCH) to the residual, and leaves what the next product reads."""
-    norm = tl.load(norm_ptr + rs, mask=rs < rows, other=0.0).to(tl.float32)
-    x = tl.load(residual_ptr + place, mask=keep, other=0.0) + y
+def _join(x, norm, residual_ptr, next_ptr, sums_ptr, place, keep, bs, b):
+    """Leaves the residual x (ROWS BATCH) and what the next product reads, for a norm's weights (ROWS)."""
     tl.store(residual_ptr + place, x, mask=keep)
     tl.store(next_ptr + place, x * norm[:, None], mask=keep)
     tl.store(sums_ptr + bs * tl.num_programs(0) + tl.program_id(0), tl.sum(x * x, 0), mask=bs < b)
+
+
+@triton.jit
+def _from_here(x):
+    """x; whatever is done with it stays behind what is done before: the compiler would wait for it before a loop."""
+    if x.dtype.primitive_bitwidth == 16:
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
+    return x
 
 
 @triton.jit
@@ -126,10 +132,16 @@ def _product(x_ptr, w_ptr, scale_ptr, out_ptr, squares_ptr, ring_ptr, position_p
         convolved = (inner >= 0) & (inner < channels)
         older, newest = _older_taps(ring_ptr, position_ptr, conv_ptr, bias_ptr, inner, convolved, bs, b, channels, k)
         tap = tl.load(conv_ptr + (k - 1) * channels + inner, mask=convolved, other=0.0).to(tl.float32)
+    if JOINED:
+        norm = tl.load(norm_ptr + rs, mask=rs < rows, other=0.0).to(tl.float32)
     if AHEAD > 0:
         hs = split * PART + tl.arange(0, AHEAD)
         held = tl.load(weights + hs[None], mask=(rs < rows)[:, None] & (hs < c)[None], other=0.0)
     wait(PDL)
+    keep = (bs < b)[None] & (rs < rows)[:, None]
+    place = bs.to(tl.int64)[None] * rows + rs[:, None]
+    if JOINED:
+        residual = tl.load(residual_ptr + place, mask=keep, other=0.0)
     if AHEAD > 0:
         x_held = tl.load(x_ptr + bs[:, None] * c + hs[None], mask=(bs < b)[:, None] & (hs < c)[None], other=0.0)
     if s > 0 and not JOINED:
@@ -142,6 +154,8 @@ def _product(x_ptr, w_ptr, scale_ptr, out_ptr, squares_ptr, ring_ptr, position_p
         x = tl.load(x_ptr + bs[:, None] * c + ks[None], mask=(bs < b)[:, None] & (ks < c)[None], other=0.0)
         acc = tl.dot(w.to(x.dtype), tl.trans(x), acc, input_precision=precision)
     if AHEAD > 0:
+        if PDL:
+            x_held = _from_here(x_held)
         acc = tl.dot(held.to(x_held.dtype), tl.trans(x_held), acc, input_precision=precision)
     if LATE:
         release(PDL)
@@ -149,28 +163,26 @@ def _product(x_ptr, w_ptr, scale_ptr, out_ptr, squares_ptr, ring_ptr, position_p
         acc *= scale[:, None]
     if s > 0 and not JOINED:
         acc *= _factor(squares, squared, eps)[None]
-    keep = (bs < b)[None] & (rs < rows)[:, None]
-    place = bs.to(tl.int64)[None] * rows + rs[:, None]
     if k > 0:
         new = acc.to(ring_ptr.dtype.element_ty)
         total = older + new.to(tl.float32) * tap[:, None]
         tl.store(ring_ptr + newest[None] + inner[:, None], new, mask=convolved[:, None] & (bs < b)[None])
         acc = tl.where(convolved[:, None], total / (1 + tl.exp(-total)), acc)
-    if JOINED and SPLITS == 1:
-        acc *= _factor(_squares(squares_ptr, bs, b, s, PIECE), squared, eps)[None]
-        _join(acc, residual_ptr, norm_ptr, next_ptr, sums_ptr, place, keep, rs, rows, bs, b)
-    else:
+    if not JOINED or SPLITS > 1:
         tl.store(out_ptr + split * b * rows + place, acc, mask=keep)
-    if JOINED and SPLITS > 1:
-        count = counts_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        tl.debug_barrier()  # every thread's part is written before one of them says so
-        if tl.atomic_add(count, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
-            factor = _factor(_squares(squares_ptr, bs, b, s, PIECE), squared, eps)
-            y = tl.zeros((ROWS, BATCH), tl.float32)
-            for i in tl.static_range(SPLITS):
-                y += tl.load(out_ptr + i * b * rows + place, mask=keep, other=0.0, cache_modifier=".cg")
-            _join(y * factor[None], residual_ptr, norm_ptr, next_ptr, sums_ptr, place, keep, rs, rows, bs, b)
-            tl.store(count, 0)
+    if JOINED:
+        factor = _factor(_squares(squares_ptr, bs, b, s, PIECE), squared, eps)[None]
+        if SPLITS == 1:
+            _join(residual + acc * factor, norm, residual_ptr, next_ptr, sums_ptr, place, keep, bs, b)
+        else:
+            count = counts_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+            tl.debug_barrier()  # every thread's part is written before one of them says so
+            if tl.atomic_add(count, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+                y = tl.zeros((ROWS, BATCH), tl.float32)
+                for i in tl.static_range(SPLITS):
+                    y += tl.load(out_ptr + i * b * rows + place, mask=keep, other=0.0, cache_modifier=".cg")
+                _join(residual + y * factor, norm, residual_ptr, next_ptr, sums_ptr, place, keep, bs, b)
+                tl.store(count, 0)
 
 
 def product(

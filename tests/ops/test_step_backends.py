@@ -112,7 +112,7 @@ def compare_batch(
 def compare_joined(
     device: str, dtype: torch.dtype, b: int, rows: int, c: int, plan: ProductPlan, *, pdl: bool = False
 ) -> None:
-    """A product whose last program joins its parts, and another that finds the norm's factor; twice, with one memory."""
+    """A product whose last program joins its parts, and another that finds the norm's factor; twice in one memory."""
     from omnimamba_cli.ops import triton_batch
 
     rng = torch.Generator().manual_seed(rows + b)
@@ -120,7 +120,11 @@ def compare_joined(
     after = (normal(rng, 37, rows) / rows**0.5).to(dtype)
     tiles = plan.tiles(rows)
     want = reference.Join(
-        normal(rng, b, rows).double(), norm.double(), torch.empty(b, rows).double(), torch.empty(b, tiles).double(), norm
+        normal(rng, b, rows).double(),
+        norm.double(),
+        torch.empty(b, rows).double(),
+        torch.empty(b, tiles).double(),
+        norm,
     )
     got = reference.Join(
         want.residual.float().to(device),
@@ -145,11 +149,15 @@ def compare_joined(
         assert_close(f"squares b {b}", sums_want, sums_got, TOLERANCE[dtype])
         assert not got.counts.any()
         exact, out = torch.empty(1, b, 37, dtype=torch.float64), torch.full((1, b, 37), torch.nan, device=device)
-        reference.product(
-            want.out, after.double(), None, exact, squares=reference.Squares(want.squares, rows, 1e-5)
-        )
+        reference.product(want.out, after.double(), None, exact, squares=reference.Squares(want.squares, rows, 1e-5))
         triton_batch.product(
-            got.out, after.to(device), None, out, squares=reference.Squares(got.squares, rows, 1e-5), plan=second, pdl=pdl
+            got.out,
+            after.to(device),
+            None,
+            out,
+            squares=reference.Squares(got.squares, rows, 1e-5),
+            plan=second,
+            pdl=pdl,
         )
         assert_close(f"factor b {b}", exact[0], out[0].cpu(), 2 * TOLERANCE[dtype])
 
