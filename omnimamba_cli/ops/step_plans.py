@@ -26,7 +26,7 @@ class ProductPlan:
     stages: int = 1  # turns in flight; tile only
     splits: int = 1  # tile only; a narrow matrix would leave most of the chip idle
     ahead: int = 0  # columns fetched while the kernel before still runs, of a part; a power of two; tile only
-    late: bool = False  # the next kernel starts when the sums are there, not at once; tile only
+    late: int | None = None  # turns that are left when the next kernel may start; None: at once; tile only
     turned: bool = False  # every tile begins at other columns, so that not all read the same; tile only
 
     def tiles(self, weights: int) -> int:

@@ -117,7 +117,8 @@ def _product(x_ptr, w_ptr, scale_ptr, out_ptr, squares_ptr, ring_ptr, position_p
              PIECE: tl.constexpr, k: tl.constexpr, JOINED: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
              precision: tl.constexpr):  # fmt: skip
     """A tile of ROWS weights' rows and BATCH rows of x, over PART columns."""
-    if not LATE:
+    TURNS: tl.constexpr = (PART - AHEAD) // COLUMNS
+    if LATE is None or LATE >= TURNS:
         release(PDL)
     rs = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     bs = tl.program_id(1) * BATCH + tl.arange(0, BATCH)
@@ -146,18 +147,20 @@ def _product(x_ptr, w_ptr, scale_ptr, out_ptr, squares_ptr, ring_ptr, position_p
         x_held = tl.load(x_ptr + bs[:, None] * c + hs[None], mask=(bs < b)[:, None] & (hs < c)[None], other=0.0)
     if s > 0 and not JOINED:
         squares = _squares(squares_ptr, bs, b, s, PIECE)
-    TURNS: tl.constexpr = (PART - AHEAD) // COLUMNS
     for turn in range(TURNS):
         here = (turn + tl.program_id(0)) % TURNS if TURNED else turn
         ks = split * PART + AHEAD + here * COLUMNS + tl.arange(0, COLUMNS)
         w = tl.load(weights + ks[None], mask=(rs < rows)[:, None] & (ks < c)[None], other=0.0)
         x = tl.load(x_ptr + bs[:, None] * c + ks[None], mask=(bs < b)[:, None] & (ks < c)[None], other=0.0)
         acc = tl.dot(w.to(x.dtype), tl.trans(x), acc, input_precision=precision)
+        if LATE is not None and LATE > 0:  # noqa: SIM102 (this one the compiler decides)
+            if turn == TURNS - LATE:
+                release(PDL)
     if AHEAD > 0:
         if PDL:
             x_held = _from_here(x_held)
         acc = tl.dot(held.to(x_held.dtype), tl.trans(x_held), acc, input_precision=precision)
-    if LATE:
+    if LATE == 0:
         release(PDL)
     if SCALED:
         acc *= scale[:, None]
@@ -208,7 +211,9 @@ def product(
     b, c = x.shape
     rows = len(weight)
     batch = min(64, max(16, triton.next_power_of_2(b)))
-    part = triton.cdiv(triton.cdiv(c, plan.splits) - plan.ahead, plan.columns) * plan.columns + plan.ahead
+    part = triton.cdiv(c, plan.splits)
+    ahead = plan.ahead if plan.ahead < part else 0
+    part = triton.cdiv(part - ahead, plan.columns) * plan.columns + ahead
     s = 0 if squares is None else squares.parts.shape[1]
     # float32 in full: the fast path must give the reference's greedy tokens
     precision = "ieee" if x.dtype == torch.float32 else "tf32"
@@ -216,7 +221,7 @@ def product(
         x, weight, weight if scale is None else scale, out, out if squares is None else squares.parts,
         ring, position, taps, bias, *(join or (*none, out)), b, rows, first, taps.shape[-1],
         squares.columns if squares else c, squares.eps if squares else 0.0,
-        c=c, PART=part, BATCH=batch, ROWS=plan.rows, COLUMNS=plan.columns, AHEAD=plan.ahead, LATE=plan.late,
+        c=c, PART=part, BATCH=batch, ROWS=plan.rows, COLUMNS=plan.columns, AHEAD=ahead, LATE=plan.late,
         TURNED=plan.turned, SCALED=scale is not None, s=s, PIECE=min(PIECE, max(16, triton.next_power_of_2(s))),
         k=0 if convolution is None else len(taps), JOINED=join is not None, SPLITS=plan.splits, PDL=pdl,
         precision=precision, num_warps=plan.warps, num_stages=plan.stages, **({"launch_pdl": True} if pdl else {}),

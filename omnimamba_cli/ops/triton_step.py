@@ -1,7 +1,7 @@
 """One decoding step as Triton kernels: products with their norm folded in, and all that stands between two of them.
 
 A layer of a few rows is three launches: in_proj (its RMS norm inside), `mixer_step`, out_proj (the gated norm inside,
-added to the residual); one of many rows is four, see triton_batch.
+added to the residual); one of many rows is three or four, see triton_batch.
 
 With programmatic dependent launch a kernel fetches its weights while the one before it still runs; every kernel waits
 before it reads what a step has written, so the order of a step's memory is that of its launches.

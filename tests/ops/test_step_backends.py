@@ -21,8 +21,8 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 VECTOR = ProductPlan("vector", rows=4)
 TILE = ProductPlan("tile", rows=32, columns=32, stages=2)
 TILES = ProductPlan("tile", rows=32, columns=32, stages=2, splits=3)
-AHEAD = ProductPlan("tile", rows=32, columns=32, stages=2, ahead=16)
-TURNED = ProductPlan("tile", rows=32, columns=32, stages=2, splits=2, ahead=32, late=True, turned=True)
+AHEAD = ProductPlan("tile", rows=32, columns=32, stages=2, ahead=16, late=1)
+TURNED = ProductPlan("tile", rows=32, columns=32, stages=2, splits=2, ahead=32, late=0, turned=True)
 
 
 def normal(rng: torch.Generator, *shape: int) -> Tensor:
