@@ -149,17 +149,17 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
     dt = softplus(raw)
     state = state * tl.exp(dt * A) + (x * dt)[:, None] * B[None]
     y = tl.sum(state * C[None], 1) + D * x
+    state = state.to(ssm_ptr.dtype.element_ty)
+    if LARGEST > 0:
+        most = tl.full((1, 1), LARGEST, state.dtype)
+        state = tl.minimum(tl.maximum(state, -most), most)
+    tl.store(ssm_ptr + cell, state, mask=whole)
     gated = tl.where(in_p, y * z / (1 + tl.exp(-z)), 0.0)
     if NORM:
         sums = tl.num_programs(0)  # of a head
         tl.store(squares_ptr + (row * h + head) * sums + part, tl.sum(gated * gated, 0))
         gated *= norm
     tl.store(out_ptr + row * e + xs, gated, mask=in_p)
-    state = state.to(ssm_ptr.dtype.element_ty)
-    if LARGEST > 0:
-        most = tl.full((1, 1), LARGEST, state.dtype)
-        state = tl.minimum(tl.maximum(state, -most), most)
-    tl.store(ssm_ptr + cell, state, mask=whole)
     if not CONVOLVED:
         # the newest input goes where no program of this step reads
         ring_ptr += (position % k) * c
