@@ -40,7 +40,7 @@ class MixerPlan:
 
     rows: int  # of a head's state, a program; a power of two
     warps: int = 4
-    registers: int | None = None  # a thread may have
+    registers: int | None = None  # that a thread may have, of a state in 16 bits; a wider one would not fit them
 
     def tile(self, headdim: int) -> int:
         """Rows of a head's state that a program has, where a head has so many; a power of two."""

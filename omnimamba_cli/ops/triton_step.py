@@ -192,10 +192,11 @@ def mixer_step(
     b, h, p, n = ssm.shape
     _, k, c = ring.shape
     assert squares is None or squares.shape[1] == h * plan.programs(p), "a program for each sum"
+    registers = plan.registers if ssm.element_size() == 2 else None
     largest = torch.finfo(ssm.dtype).max if ssm.dtype == torch.float16 else 0.0
     _mixer_step[(plan.programs(p), h, b)](
         proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out, D if norm is None else norm,
         D if squares is None else squares, h, h * p, c, r=h // groups, p=p, n=n, k=k, P=plan.tile(p),
         N=triton.next_power_of_2(n), LARGEST=largest, NORM=norm is not None, CONVOLVED=convolved, PDL=pdl,
-        num_warps=plan.warps, maxnreg=plan.registers, **({"launch_pdl": True} if pdl else {}),
+        num_warps=plan.warps, maxnreg=registers, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
