@@ -10,7 +10,7 @@ from omnimamba_cli.config import Mamba2Config, Task
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import scaled_linear
 from omnimamba_cli.model.state import InferenceState
-from omnimamba_cli.ops.reference import Convolution
+from omnimamba_cli.ops.reference import Convolution, Join, Squares
 from omnimamba_cli.ops.step import StepKernels
 from omnimamba_cli.ops.step_plans import BatchPlan
 
@@ -47,9 +47,11 @@ class Batch:
     """What a step of many rows has besides."""
 
     plan: BatchPlan
-    normed: Tensor  # (rows d), the residual's norm
+    normed: Tensor  # (rows d), the residual's norm, or that without its factor
     parts: Tensor  # (splits rows d), out_proj's
-    unweighted: Tensor  # (rows e), what goes into out_proj before its norm's weight
+    gated: Squares  # of what goes into out_proj
+    residual: Squares  # of the residual
+    counts: Tensor  # see Join
 
 
 class StepMemory:
@@ -84,11 +86,14 @@ class StepMemory:
         if plan is not None:
             # the library's product has its inputs' dtype
             summed = like.dtype if plan.out.method == "library" else torch.float32
+            sums, tiles = c.nheads * plan.mixer.programs(c.headdim), plan.out.tiles(c.d_model)
             self.batch = Batch(
                 plan,
                 normed=empty(rows, c.d_model, dtype=like.dtype),
                 parts=empty(plan.out.splits, rows, c.d_model, dtype=summed),
-                unweighted=empty(rows, c.d_inner, dtype=like.dtype),
+                gated=Squares(empty(rows, sums), c.d_inner, c.norm_eps),
+                residual=Squares(empty(rows, tiles), c.d_model, c.norm_eps),
+                counts=empty(rows, tiles, dtype=torch.int32),  # more than enough: tiles have many rows
             )
 
     def new_state(self) -> InferenceState:
@@ -145,22 +150,29 @@ class Stepper:
         self._product(m.residual, self.head, m.logits)
 
     def _step_batch(self, m: StepMemory, b: Batch) -> None:
-        ops, parts, plan = self.kernels, None, b.plan
+        ops, plan, squares = self.kernels, b.plan, None
+        self._join_norm(m, b, None, self.layers[0].into.norm)
         for i, layer in enumerate(self.layers):
-            self._join_norm(m, b, parts, layer.into.norm, chained=i > 0)
             ours = plan.into.method != "library"
             convolution = (
                 Convolution(m.ring[i], m.position, layer.conv, layer.bias, self.config.d_inner) if ours else None
             )
-            ops.product(b.normed, layer.into.weight, layer.into.scale, m.proj[None], plan.into, convolution=convolution)
-            self._mix(m, i, plan=plan.mixer, norm=layer.out.norm, unweighted=b.unweighted, convolved=ours, chained=ours)
-            ops.product(m.gated, layer.out.weight, layer.out.scale, b.parts, plan.out)
-            parts = b.parts
-        self._score_batch(m, b, parts)
+            into, out = (layer.into.weight, layer.into.scale), (layer.out.weight, layer.out.scale)
+            ops.product(b.normed, *into, m.proj[None], plan.into, squares=squares, convolution=convolution)
+            mixed = {"norm": layer.out.norm, "squares": b.gated.parts, "convolved": ours, "chained": ours}
+            self._mix(m, i, plan=plan.mixer, **mixed)
+            norm = (self.layers[i + 1].into if i + 1 < len(self.layers) else self.head).norm
+            if plan.joined:
+                squares = b.residual
+                join = Join(m.residual, norm, b.normed, squares.parts, b.counts)
+                ops.product(m.gated, *out, b.parts, plan.out, squares=b.gated, join=join)
+            else:
+                ops.product(m.gated, *out, b.parts, plan.out)
+                self._join_norm(m, b, b.parts, norm)
+        self._score_batch(m, b, squares)
 
-    def _score_batch(self, m: StepMemory, b: Batch, parts: Tensor | None) -> None:
-        self._join_norm(m, b, parts, self.head.norm, chained=parts is not None)
-        self.kernels.product(b.normed, self.head.weight, self.head.scale, m.logits[None], b.plan.head)
+    def _score_batch(self, m: StepMemory, b: Batch, squares: Squares | None) -> None:
+        self.kernels.product(b.normed, self.head.weight, self.head.scale, m.logits[None], b.plan.head, squares=squares)
 
     def read(self, x: Tensor, memory: StepMemory) -> None:
         """Embedded prefixes with their places, x (rows l d), to the state after them and logits, all in memory.
@@ -183,6 +195,7 @@ class Stepper:
         if m.batch is None:
             self._product(m.residual, self.head, m.logits, chained=False)
         else:
+            self._join_norm(m, m.batch, None, self.head.norm)
             self._score_batch(m, m.batch, None)
         m.position.fill_(x.shape[1] - 1)
 
@@ -196,9 +209,10 @@ class Stepper:
             m.proj, m.ring[i], m.ssm[i], m.position, *weights, m.gated, groups=self.config.ngroups, **how
         )
 
-    def _join_norm(self, m: StepMemory, b: Batch, parts: Tensor | None, norm: Tensor, *, chained: bool = True) -> None:
-        c, ours = self.config, chained and b.plan.out.method != "library"
-        self.kernels.join_norm(m.residual, parts, b.unweighted, norm, c.norm_eps, b.normed, chained=ours)
+    def _join_norm(self, m: StepMemory, b: Batch, parts: Tensor | None, norm: Tensor) -> None:
+        # without parts it is the first kernel of a step
+        ours = parts is not None and b.plan.out.method != "library"
+        self.kernels.join_norm(m.residual, parts, b.gated, norm, self.config.norm_eps, b.normed, chained=ours)
 
 
 def _layer(block: nn.Module) -> StepLayer:

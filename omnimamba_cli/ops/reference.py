@@ -164,34 +164,66 @@ def convolve(x: Tensor, how: Convolution) -> Tensor:
     return F.silu((window * how.taps.to(wide)).sum(1) + how.bias.to(wide))
 
 
+class Squares(NamedTuple):
+    """What is left to do of a norm whose weight alone is in x: its factor, which may as well come after a product."""
+
+    parts: Tensor  # (b s), sums of squares before the weight; of a row they add up to the whole row's
+    columns: int  # whose squares these are
+    eps: float
+
+    def factor(self) -> Tensor:
+        """1 / rms of each row (b 1)."""
+        return torch.rsqrt(self.parts.sum(1, keepdim=True) / self.columns + self.eps)
+
+
+class Join(NamedTuple):
+    """Where a product in parts goes on to: onto the residual, and what the next norm's product reads."""
+
+    residual: Tensor  # (b r), added to
+    norm: Tensor  # (r), the next norm's weight
+    out: Tensor  # (b r), the residual times that
+    squares: Tensor  # (b t), the residual's in parts, one for each tile of the product's columns
+    counts: Tensor  # as many int32 zeros as the product has tiles: how many parts are there
+
+
 def product(
-    x: Tensor, weight: Tensor, scale: Tensor | None, out: Tensor, *, convolution: Convolution | None = None
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    out: Tensor,
+    *,
+    squares: Squares | None = None,
+    convolution: Convolution | None = None,
+    join: Join | None = None,
 ) -> None:
     """Parts out (s b r) of x W^T, whose sum it is; for x (b c), W = weight (r c) times scale (r) if given.
 
-    Weights may be int8 or float8 with a scale for each row; sums in float32 (float64 for float64). With a convolution,
-    which wants one part, some channels go through that.
+    Weights may be int8 or float8 with a scale for each row; sums in float32 (float64 for float64). With squares the
+    rows are multiplied by their factor. With a convolution, which wants one part, some channels go through that. With a
+    join the sum is joined, and what `out` holds is nobody's business.
     """
     wide = _wide(x)
     y = F.linear(x.to(wide), weight.to(wide))
     y = y if scale is None else y * scale.to(wide)
+    y = y if squares is None else y * squares.factor().to(wide)
     if convolution is not None:
         y[:, convolution.first : convolution.first + len(convolution.bias)] = convolve(y, convolution)
     out.zero_()
     out[0] = y
+    if join is not None:
+        join.residual.add_(y)
+        join.out.copy_(join.residual * join.norm)
+        join.squares.zero_()
+        join.squares[:, 0] = join.residual.square().sum(1)
 
 
-def join_norm(
-    residual: Tensor, parts: Tensor | None, unweighted: Tensor, norm: Tensor, eps: float, out: Tensor
-) -> None:
-    """residual (b d) += the parts' (s b d) sum, as if x had had a norm before the product; out = rms_norm(residual).
+def join_norm(residual: Tensor, parts: Tensor | None, squares: Squares, norm: Tensor, eps: float, out: Tensor) -> None:
+    """residual (b d) += the parts' (s b d) sum times the squares' factor; out = rms_norm(residual).
 
-    unweighted (b e) is that x before its norm's weight, for the norm's factor; norm (d), out (b d). Without parts the
-    residual stays as it is.
+    norm (d), out (b d). Without parts the residual stays as it is.
     """
     if parts is not None:
-        mean = unweighted.to(residual.dtype).square().mean(1, keepdim=True)
-        residual += parts.to(residual.dtype).sum(0) * torch.rsqrt(mean + eps)
+        residual += parts.to(residual.dtype).sum(0) * squares.factor().to(residual.dtype)
     out.copy_(rms_norm(residual, norm, eps))
 
 
@@ -209,15 +241,15 @@ def mixer_step(
     *,
     groups: int,
     norm: Tensor | None = None,
-    unweighted: Tensor | None = None,
+    squares: Tensor | None = None,
     convolved: bool = False,
 ) -> None:
     """One token between in_proj and out_proj: convolution, state, gate; the norm after the gate is not in it.
 
     proj (b e+c+h), the rows z, x B C, dt of in_proj; ring, position, conv, bias as in Convolution, not looked at where
     the rows are `convolved` already; ssm (b h p n), updated in place; dt_bias, A_log, D (h). Writes y * silu(z) to out
-    (b e); with norm (e) that times norm, and to unweighted (b e) what it was before, which join_norm makes the norm's
-    factor of. The state may be narrower than the sums.
+    (b e); with norm (e) that times norm, and to squares (b s) sums of squares from before, see Squares.
+    The state may be narrower than the sums.
     """
     b, h, p, n = ssm.shape
     e = h * p
@@ -235,7 +267,8 @@ def mixer_step(
     if state is not ssm:
         ssm.copy_(state)
     gated = y.flatten(1) * F.silu(z)
-    if norm is not None and unweighted is not None:
-        unweighted.copy_(gated)
+    if norm is not None and squares is not None:
+        squares.zero_()
+        squares[:, 0] = gated.square().sum(1)
         gated = gated * norm.to(wide)
     out.copy_(gated)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omnimamba_cli.ops import reference, step_plans
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, advance
-from omnimamba_cli.ops.reference import Convolution
+from omnimamba_cli.ops.reference import Convolution, Join, Squares
 from omnimamba_cli.ops.step_plans import BatchPlan, MixerPlan, ProductPlan
 
 
@@ -76,12 +76,12 @@ class StepKernels:
         groups: int,
         plan: MixerPlan | None = None,
         norm: Tensor | None = None,
-        unweighted: Tensor | None = None,
+        squares: Tensor | None = None,
         convolved: bool = False,
         chained: bool = True,
     ) -> None:
         """See reference.mixer_step."""
-        how: dict[str, Any] = {"groups": groups, "norm": norm, "unweighted": unweighted, "convolved": convolved}
+        how: dict[str, Any] = {"groups": groups, "norm": norm, "squares": squares, "convolved": convolved}
         tensors = (proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out)
         if self.products is None:
             reference.mixer_step(*tensors, **how)
@@ -93,7 +93,7 @@ class StepKernels:
         self,
         residual: Tensor,
         parts: Tensor | None,
-        unweighted: Tensor,
+        squares: Squares,
         norm: Tensor,
         eps: float,
         out: Tensor,
@@ -102,7 +102,7 @@ class StepKernels:
     ) -> None:
         """See reference.join_norm."""
         assert self.batches is not None
-        self.batches.join_norm(residual, parts, unweighted, norm, eps, out, pdl=self.pdl and chained)
+        self.batches.join_norm(residual, parts, squares, norm, eps, out, pdl=self.pdl and chained)
 
     def product(
         self,
@@ -112,16 +112,19 @@ class StepKernels:
         out: Tensor,
         plan: ProductPlan,
         *,
+        squares: Squares | None = None,
         convolution: Convolution | None = None,
+        join: Join | None = None,
         chained: bool = True,
     ) -> None:
-        """See reference.product; the library has no convolution."""
+        """See reference.product; the library has nothing but the product."""
         assert self.batches is not None
         if plan.method == "library":
-            assert convolution is None
+            assert all(more is None for more in (squares, convolution, join))
             torch.mm(x, weight.mT, out=out[0])
         else:
-            self.batches.product(x, weight, scale, out, plan=plan, convolution=convolution, pdl=self.pdl and chained)
+            how: dict[str, Any] = {"squares": squares, "convolution": convolution, "join": join}
+            self.batches.product(x, weight, scale, out, plan=plan, pdl=self.pdl and chained, **how)
 
     def draws(self, rule: DrawRule) -> bool:
         """Whether `draw` chooses the token itself; else it is given one."""

@@ -1,7 +1,7 @@
 """One decoding step as Triton kernels: products with their norm folded in, and all that stands between two of them.
 
 A layer of a few rows is three launches: in_proj (its RMS norm inside), `mixer_step`, out_proj (the gated norm inside,
-added to the residual); one of many rows is four, see triton_batch.
+added to the residual); one of many rows is three or four, see triton_batch.
 
 With programmatic dependent launch a kernel fetches its weights while the one before it still runs; every kernel waits
 before it reads what a step has written, so the order of a step's memory is that of its launches.
@@ -107,7 +107,7 @@ def _newest(past, proj_ptr, ring_ptr, conv_ptr, channels, mask, e, c, k: tl.cons
 
 @triton.jit
 def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, dt_bias_ptr, A_log_ptr, D_ptr, out_ptr,
-                norm_ptr, unweighted_ptr, h, r, e, c, p: tl.constexpr, n: tl.constexpr, k: tl.constexpr,
+                norm_ptr, squares_ptr, h, e, c, r: tl.constexpr, p: tl.constexpr, n: tl.constexpr, k: tl.constexpr,
                 P: tl.constexpr, N: tl.constexpr, LARGEST: tl.constexpr, NORM: tl.constexpr, CONVOLVED: tl.constexpr,
                 PDL: tl.constexpr):  # fmt: skip
     """P rows of one head's state."""
@@ -132,7 +132,12 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
     dt_bias = tl.load(dt_bias_ptr + head).to(tl.float32)
     A = -tl.exp(tl.load(A_log_ptr + head).to(tl.float32))
     D = tl.load(D_ptr + head).to(tl.float32)
+    if NORM:
+        norm = tl.load(norm_ptr + xs, mask=in_p, other=0.0).to(tl.float32)
     wait(PDL)
+    # all that is waited for is asked for at once
+    raw = tl.load(proj_ptr + e + c + head).to(tl.float32) + dt_bias
+    z = tl.load(proj_ptr + xs, mask=in_p, other=0.0).to(tl.float32)
     if CONVOLVED:
         x = tl.load(proj_ptr + e + xs, mask=in_p, other=0.0).to(tl.float32)
         B = tl.load(proj_ptr + e + Bs, mask=in_n, other=0.0).to(tl.float32)
@@ -141,21 +146,20 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
         x, x_new = _newest(x_past, proj_ptr, ring_ptr, conv_ptr, xs, in_p, e, c, k)
         B, B_new = _newest(B_past, proj_ptr, ring_ptr, conv_ptr, Bs, in_n, e, c, k)
         C, C_new = _newest(C_past, proj_ptr, ring_ptr, conv_ptr, Cs, in_n, e, c, k)
-    raw = tl.load(proj_ptr + e + c + head).to(tl.float32) + dt_bias
     dt = softplus(raw)
     state = state * tl.exp(dt * A) + (x * dt)[:, None] * B[None]
     y = tl.sum(state * C[None], 1) + D * x
-    z = tl.load(proj_ptr + xs, mask=in_p, other=0.0).to(tl.float32)
-    gated = tl.where(in_p, y * z / (1 + tl.exp(-z)), 0.0)
-    if NORM:
-        tl.store(unweighted_ptr + row * e + xs, gated, mask=in_p)
-        gated *= tl.load(norm_ptr + xs, mask=in_p, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * e + xs, gated, mask=in_p)
     state = state.to(ssm_ptr.dtype.element_ty)
     if LARGEST > 0:
         most = tl.full((1, 1), LARGEST, state.dtype)
         state = tl.minimum(tl.maximum(state, -most), most)
     tl.store(ssm_ptr + cell, state, mask=whole)
+    gated = tl.where(in_p, y * z / (1 + tl.exp(-z)), 0.0)
+    if NORM:
+        sums = tl.num_programs(0)  # of a head
+        tl.store(squares_ptr + (row * h + head) * sums + part, tl.sum(gated * gated, 0))
+        gated *= norm
+    tl.store(out_ptr + row * e + xs, gated, mask=in_p)
     if not CONVOLVED:
         # the newest input goes where no program of this step reads
         ring_ptr += (position % k) * c
@@ -180,18 +184,19 @@ def mixer_step(
     groups: int,
     plan: MixerPlan,
     norm: Tensor | None = None,
-    unweighted: Tensor | None = None,
+    squares: Tensor | None = None,
     convolved: bool = False,
     pdl: bool = False,
 ) -> None:
-    """Same contract as reference.mixer_step."""
+    """Same contract as reference.mixer_step; squares has plan.programs(p) parts for each head."""
     b, h, p, n = ssm.shape
     _, k, c = ring.shape
-    tile = min(plan.rows, triton.next_power_of_2(p))
+    assert squares is None or squares.shape[1] == h * plan.programs(p), "a program for each sum"
+    registers = plan.registers if ssm.element_size() == 2 else None
     largest = torch.finfo(ssm.dtype).max if ssm.dtype == torch.float16 else 0.0
-    _mixer_step[(triton.cdiv(p, tile), h, b)](
+    _mixer_step[(plan.programs(p), h, b)](
         proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out, D if norm is None else norm,
-        D if unweighted is None else unweighted, h, h // groups, h * p, c, p=p, n=n, k=k, P=tile,
+        D if squares is None else squares, h, h * p, c, r=h // groups, p=p, n=n, k=k, P=plan.tile(p),
         N=triton.next_power_of_2(n), LARGEST=largest, NORM=norm is not None, CONVOLVED=convolved, PDL=pdl,
-        num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
+        num_warps=plan.warps, maxnreg=registers, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -21,6 +21,8 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 VECTOR = ProductPlan("vector", rows=4)
 TILE = ProductPlan("tile", rows=32, columns=32, stages=2)
 TILES = ProductPlan("tile", rows=32, columns=32, stages=2, splits=3)
+AHEAD = ProductPlan("tile", rows=32, columns=32, stages=2, ahead=16, late=1)
+TURNED = ProductPlan("tile", rows=32, columns=32, stages=2, splits=2, ahead=32, late=0, turned=True)
 
 
 def normal(rng: torch.Generator, *shape: int) -> Tensor:
@@ -82,7 +84,9 @@ def compare_batch(
     rng = torch.Generator().manual_seed(rows + b)
     x, weight, norm = (3 * normal(rng, b, c)).to(dtype), normal(rng, rows, c), (1 + normal(rng, rows) / 9).to(dtype)
     values, scale = (weight.to(dtype), None) if kind is None else narrow(weight, kind)
-    residual, unweighted = normal(rng, b, rows), (2 * normal(rng, b, c)).to(dtype)
+    residual, squares = normal(rng, b, rows), reference.Squares(4 * normal(rng, b, 5).square(), 3, 1e-5)
+    exact_squares = squares._replace(parts=squares.parts.double())
+    moved_squares = squares._replace(parts=squares.parts.to(device))
     exact = torch.empty(1, b, rows, dtype=torch.float64)
     reference.product(x.double(), values.double(), None if scale is None else scale.double(), exact)
     moved = [t if t is None else t.to(device) for t in (x, values, scale)]
@@ -94,15 +98,68 @@ def compare_batch(
         assert_close(name, exact[0], parts.cpu().double().sum(0), tolerance)
         want, normed = residual.double(), torch.empty(b, rows, dtype=torch.float64)
         given = parts.cpu().double()
-        reference.join_norm(want, given, unweighted.double(), norm.double(), 1e-5, normed)
+        reference.join_norm(want, given, exact_squares, norm.double(), 1e-5, normed)
         got, out = residual.to(device), torch.full((b, rows), torch.nan, dtype=dtype, device=device)
-        triton_batch.join_norm(got, parts, unweighted.to(device), norm.to(device), 1e-5, out, pdl=pdl)
+        triton_batch.join_norm(got, parts, moved_squares, norm.to(device), 1e-5, out, pdl=pdl)
         assert_close(f"residual {name}", want, got.cpu(), 1e-5)
         assert_close(f"norm {name}", normed, out.cpu(), TOLERANCE[dtype])
     before = got.clone()
-    triton_batch.join_norm(got, None, unweighted.to(device), norm.to(device), 1e-5, out)
+    triton_batch.join_norm(got, None, moved_squares, norm.to(device), 1e-5, out)
     assert torch.equal(before, got)
     assert_close("norm alone", normed, out.cpu(), TOLERANCE[dtype])
+
+
+def compare_joined(
+    device: str, dtype: torch.dtype, b: int, rows: int, c: int, plan: ProductPlan, *, pdl: bool = False
+) -> None:
+    """A product whose last program joins its parts, and another that finds the norm's factor; twice in one memory."""
+    from omnimamba_cli.ops import triton_batch
+
+    rng = torch.Generator().manual_seed(rows + b)
+    norm, weight = (1 + normal(rng, rows) / 9).to(dtype), (normal(rng, rows, c) / c**0.5).to(dtype)
+    after = (normal(rng, 37, rows) / rows**0.5).to(dtype)
+    tiles = plan.tiles(rows)
+    want = reference.Join(
+        normal(rng, b, rows).double(),
+        norm.double(),
+        torch.empty(b, rows).double(),
+        torch.empty(b, tiles).double(),
+        norm,
+    )
+    got = reference.Join(
+        want.residual.float().to(device),
+        norm.to(device),
+        torch.full((b, rows), torch.nan, dtype=dtype, device=device),
+        torch.full((b, tiles), torch.nan, device=device),
+        torch.zeros(b, tiles, dtype=torch.int32, device=device),
+    )
+    parts = torch.full((plan.splits, b, rows), torch.nan, device=device)
+    second = ProductPlan("tile", rows=32, columns=32, stages=2, ahead=plan.ahead, late=plan.late, turned=plan.turned)
+    for _ in range(2):
+        x, sums = normal(rng, b, c).to(dtype), 5 * normal(rng, b, 131).square()
+        exact = torch.empty(1, b, rows, dtype=torch.float64)
+        squares = reference.Squares(sums.double(), 77, 1e-5)
+        reference.product(x.double(), weight.double(), None, exact, squares=squares, join=want)
+        moved_squares = reference.Squares(sums.to(device), 77, 1e-5)
+        how = {"squares": moved_squares, "join": got, "plan": plan, "pdl": pdl}
+        triton_batch.product(x.to(device), weight.to(device), None, parts, **how)
+        assert_close(f"residual b {b}", want.residual, got.residual.cpu(), TOLERANCE[dtype])
+        assert_close(f"next b {b}", want.out, got.out.cpu(), TOLERANCE[dtype])
+        sums_want, sums_got = want.squares.sum(1), got.squares.cpu().double().sum(1)
+        assert_close(f"squares b {b}", sums_want, sums_got, TOLERANCE[dtype])
+        assert not got.counts.any()
+        exact, out = torch.empty(1, b, 37, dtype=torch.float64), torch.full((1, b, 37), torch.nan, device=device)
+        reference.product(want.out, after.double(), None, exact, squares=reference.Squares(want.squares, rows, 1e-5))
+        triton_batch.product(
+            got.out,
+            after.to(device),
+            None,
+            out,
+            squares=reference.Squares(got.squares, rows, 1e-5),
+            plan=second,
+            pdl=pdl,
+        )
+        assert_close(f"factor b {b}", exact[0], out[0].cpu(), 2 * TOLERANCE[dtype])
 
 
 def compare_convolution(
@@ -184,7 +241,7 @@ def compare_mixer(
     if batch:
         given["proj"] = given["proj"].to(dtype)
         given["norm"] = (1 + normal(torch.Generator().manual_seed(b), h * p) / 9).to(dtype)
-        given["unweighted"] = torch.full((b, h * p), torch.nan, dtype=dtype)
+        given["squares"] = torch.full((b, h * MixerPlan(rows).programs(p)), torch.nan)
         given["ring"].fill_(torch.nan)  # nobody looks at it: the rows are convolved already
     want = {name: t.clone() for name, t in given.items()}
     got = {name: t.to(device) for name, t in given.items()}
@@ -196,7 +253,9 @@ def compare_mixer(
         triton_step.mixer_step(**got, groups=g, plan=MixerPlan(rows=rows), convolved=batch, pdl=pdl)
     # a narrow state is rounded twice, once in each step
     tolerance = max(TOLERANCE[dtype], TOLERANCE[state])
-    for name in ("out", "ssm", "unweighted") if batch else ("out", "ssm", "ring"):
+    if batch:
+        assert_close("squares", want["squares"].sum(1), got["squares"].sum(1).cpu(), tolerance)
+    for name in ("out", "ssm") if batch else ("out", "ssm", "ring"):
         assert_close(f"{name} b {b} g {g}", want[name], got[name].cpu(), tolerance)
     assert got["out"].dtype == dtype
 
@@ -339,6 +398,9 @@ def test_products_of_many_rows_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -
     for rows, c, plan in ((8512, 2048, TILE), (2048, 4096, TILES), (61, 72, TILES)):
         compare_batch("cuda", dtype, b, rows, c, plan, pdl=pdl)
     compare_convolution("cuda", dtype, b, 72, TILE, pdl=pdl)
+    compare_convolution("cuda", dtype, b, 72, AHEAD, pdl=pdl)
+    for rows, c, plan in ((2048, 4096, TILES), (61, 72, AHEAD), (2048, 4096, TURNED)):
+        compare_joined("cuda", dtype, b, rows, c, plan, pdl=pdl)
     shipped = batch_plan(b, dtype, dtype)
     assert shipped is not None
     compare_mixer("cuda", dtype, b, 1, h=3, p=64, n=128, rows=shipped.mixer.rows, state=torch.float16, batch=True)
@@ -347,6 +409,7 @@ def test_products_of_many_rows_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -
         compare_batch("cuda", dtype, b, 8512, 2048, shipped.into, pdl=pdl)
         compare_convolution("cuda", dtype, b, 2048, shipped.into, first=4096, channels=4352, rest=64, pdl=pdl)
         compare_batch("cuda", dtype, b, 2048, 4096, shipped.out, pdl=pdl)
+        compare_joined("cuda", dtype, b, 2048, 4096, shipped.out, pdl=pdl)
 
 
 @pytest.mark.gpu
@@ -398,7 +461,7 @@ def test_prefill_kernels_on_a_gpu(dtype: torch.dtype, g: int, l: int) -> None:
 INTERPRETED = """
 import torch
 from omnimamba_cli.ops.step_plans import ScanPlan
-from tests.ops.test_step_backends import RULES, TILE, TILES, VECTOR, compare_batch
+from tests.ops.test_step_backends import AHEAD, RULES, TILE, TILES, TURNED, VECTOR, compare_batch, compare_joined
 from tests.ops.test_step_backends import compare_convolution, compare_draw, compare_mixer, compare_prefill
 from tests.ops.test_step_backends import compare_product
 f32, f16 = torch.float32, torch.float16
@@ -412,6 +475,11 @@ for b, rows, c, plan in ((3, 37, 40, TILE), (17, 33, 100, TILES), (70, 20, 72, T
     compare_batch("cpu", f32, b, rows, c, plan, kind="int8")
 for b, dtype in ((3, f32), (17, f16), (70, f32)):
     compare_convolution("cpu", dtype, b, 40, TILE)
+compare_convolution("cpu", f32, 3, 70, AHEAD)
+compare_convolution("cpu", f32, 3, 16, AHEAD)
+for b, rows, c, plan in ((3, 37, 40, TILE), (17, 70, 100, TILES), (66, 40, 130, AHEAD), (16, 64, 200, TURNED)):
+    compare_joined("cpu", f32, b, rows, c, plan)
+    compare_joined("cpu", f16, b, rows, c, plan)
 compare_mixer("cpu", f32, 3, 2, batch=True)
 compare_mixer("cpu", f16, 5, 1, p=12, rows=8, batch=True)
 compare_mixer("cpu", f32, 3, 2, p=12, rows=64, batch=True)

@@ -11,6 +11,7 @@ from omnimamba_cli.model.quantized import quantize_rows
 from omnimamba_cli.model.stepping import Product, Stepper
 from omnimamba_cli.ops import registry
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule
+from omnimamba_cli.ops.reference import Squares
 from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan, ScanPlan
 from tests.timing.machine import Log, compile_together, recorded_us
 
@@ -118,12 +119,12 @@ def batches(log: Log, stepper: Stepper, which: str, batch: int, kind: str, plans
     log.result(f"{which} b {batch} {kind} library", recorded_us(library) / len(layers), layers[0].weight.nbytes)
     if which == "out_proj":
         residual, normed = torch.zeros(batch, rows, device="cuda"), narrow[0].clone()
-        norm = stepper.layers[0].into.norm
+        norm, squares = stepper.layers[0].into.norm, Squares(torch.ones(batch, 512, device="cuda"), c, EPS)
         for splits in {p.splits for p in plans}:
 
             def join(splits: int = splits) -> None:
                 for _ in layers:
-                    module.join_norm(residual, wide[:splits], x, norm, EPS, normed, pdl=True)
+                    module.join_norm(residual, wide[:splits], squares, norm, EPS, normed, pdl=True)
 
             log.result(f"join_norm b {batch} {splits} parts", recorded_us(join) / len(layers), splits * wide[0].nbytes)
 
@@ -147,7 +148,8 @@ def mixers(log: Log, stepper: Stepper, batch: int, state: torch.dtype) -> None:
             w = (layer.conv, layer.bias, layer.dt_bias, layer.A_log, layer.D)
             more = {}
             if m.batch is not None:
-                more = {"norm": layer.out.norm, "unweighted": m.batch.unweighted, "convolved": True}
+                squares = m.residual.new_zeros(batch, c.nheads * plan.programs(c.headdim))
+                more = {"norm": layer.out.norm, "squares": squares, "convolved": True}
             module.mixer_step(
                 m.proj, m.ring[i], m.ssm[i], m.position, *w, m.gated, groups=c.ngroups, plan=plan, pdl=pdl, **more
             )
