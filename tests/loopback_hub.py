@@ -116,6 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
+    def do_CONNECT(self) -> None:
+        """We were taken for a proxy of https."""
+        self.say(407)
+
     def answer(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path)
@@ -123,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         )
         parts = path.strip("/").split("/")
-        if url.scheme:  # we were taken for a proxy
+        if url.scheme:  # we were taken for a proxy of http
             self.say(407, {"X-Proxy": "no"})
         elif parts[0] == "api":
             self.api(parts[2:])

@@ -22,7 +22,7 @@ ALLOWED = {
     "data": set(),
     "ops": set(),
 }
-LEAVES = {"errors", "config", "presets", "folders"}
+LEAVES = {"errors", "config", "presets", "folders", "json_text"}
 # package: the only places that import it
 HOMES = {
     "typer": ("cli/",),
@@ -44,6 +44,7 @@ LIGHT = (
     "config.py",
     "presets.py",
     "folders.py",
+    "json_text.py",
 )  # start without torch
 HEAVY = {"torch", "torchvision", "timm", "numpy", "PIL", "tokenizers", "accelerate", "safetensors", "huggingface_hub"}
 

@@ -66,6 +66,9 @@ def command(
     The model appears whole or not at all; the published files are deleted then. A finished one is not fetched again.
     """
     out = report.configure(ctx, offline=offline)
+    for option, value in (("--dir", directory), ("--from", from_folder)):
+        if value == "":  # of a script's unset variable; gigabytes would go elsewhere
+            raise UsageError(f"{option} is empty", hint=f"{option} DIR, or leave it out")
     if "/" in model:
         if task or directory or from_folder or keep or verify or dry_run or force or dtype != "keep":
             raise UsageError(

@@ -9,9 +9,10 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from omnimamba_cli.cli.lists import entries, fields_of, integer, text_of
 from omnimamba_cli.errors import InputError, UsageError, file_reason
@@ -21,6 +22,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 PIPE_S = 30.0  # that a pipe waits for someone who writes, as long as for a web server
 MOST_BYTES = 1 << 30  # of one picture file; also ends the reading of what has no end, such as /dev/zero
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,11 @@ def expanded(
 
     Raises InputError at once where the list itself is not there.
     """
-    listed = _listed(from_file, nul) if from_file is not None else iter(())
+    listed: Iterator[Picture | InputError] = iter(())
+    if from_file is not None:
+        listed = _listed(from_file, nul)
+        if not pictures:
+            listed = _or_none(listed, from_file, "picture")
 
     def found() -> Iterator[Picture | InputError]:
         for given in (iter(pictures), listed):
@@ -260,6 +266,16 @@ def read_list(name: str, nul: bool = False) -> list[str]:
     return [entry for _, entry in entries(name, nul)]
 
 
+def _or_none(found: Iterable[T | InputError], name: str, what: str) -> Iterator[T | InputError]:
+    """The entries of a list, or in their place that it holds none: in a pipe, mostly because what wrote it failed."""
+    empty = True
+    for item in found:
+        empty = False
+        yield item
+    if empty:
+        yield InputError(f"{'stdin' if name == '-' else name}: holds no {what}; write one a line")
+
+
 def refuse_stdin_twice(*uses: bool) -> None:
     """Raises UsageError when more than one input asks for stdin."""
     if sum(uses) > 1:
@@ -290,13 +306,8 @@ def wishes(argument: str | None, from_file: str | None, nul: bool) -> Iterator[W
     def found() -> Iterator[Wish | InputError]:
         yield from named
         for name, lines in lists:
-            empty = True
-            for where, line in lines:
-                empty = False
-                yield _wish(line, where, nul)
-            if empty and not named:
-                where = "stdin" if name == "-" else name
-                yield InputError(f"{where}: holds no prompt; write one a line")
+            wanted = (_wish(line, where, nul) for where, line in lines)
+            yield from wanted if named else _or_none(wanted, name, "prompt")
 
     return found()
 

@@ -4,7 +4,6 @@ A line is written whole, by one writer at a time; what a killed run left half-wr
 known by its key (a picture and its question, a prompt and its seed), as often as it stands there.
 """
 
-import json
 import os
 import stat
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 
 from omnimamba_cli.cli.output import json_line
 from omnimamba_cli.errors import InputError, file_reason
+from omnimamba_cli.json_text import parse
 
 Key = tuple[object, ...]
 Record = Mapping[str, Any]  # Any: a JSON object
@@ -97,7 +97,7 @@ class Journal:
         good = 0
         for number, line in enumerate(_lines(self._file), 1):
             try:
-                record = json.loads(line)
+                record = parse(line)
                 self._done[_digest(key_of(record))] += 1
             except (ValueError, KeyError, TypeError, AttributeError):
                 # only the last line can be half of one of ours: each begins so, and ends with its line

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omnimamba_cli.errors import InputError, file_reason
+from omnimamba_cli.json_text import parse
 
 CHUNK = 1 << 16
 LONGEST = 1 << 20  # bytes of an entry; what is longer is no list
@@ -79,8 +80,8 @@ def fields_of(entry: str, where: str) -> Fields | None:
     if not entry.lstrip().startswith("{"):
         return None
     try:
-        fields = json.loads(entry)
-    except (ValueError, RecursionError) as error:
+        fields = parse(entry)
+    except ValueError as error:
         raise InputError(f"{where}: is no JSON object ({error})") from None
     assert isinstance(fields, dict)
     return fields

@@ -13,6 +13,7 @@ from typing import Any
 from omnimamba_cli.data.rejects import Rejects
 from omnimamba_cli.data.sequences import Turn
 from omnimamba_cli.errors import DataError, InputError, file_reason
+from omnimamba_cli.json_text import parse
 
 Record = dict[str, Any]  # Any: JSON
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -67,7 +68,7 @@ def _lines(label: str, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple
             continue
         name = f"{label}:{number}"
         try:
-            value = json.loads(line)
+            value = parse(line)
         except ValueError as error:
             rejects.add(name, f"no valid JSON ({error})")
             continue
@@ -88,7 +89,7 @@ def _array(path: Path, label: str, text: str) -> Iterator[tuple[str, Record]]:
         number += 1
         try:
             value, place = decoder.raw_decode(text, place)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path} is no valid JSON array: item {number}: {error}",
                 hint="repair that item, or write one object a line (.jsonl): then a bad line costs one sample only",

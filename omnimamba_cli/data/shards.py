@@ -7,7 +7,6 @@ step stands in and reads past the samples before it. For that the number of samp
 of local files are counted when they are opened, those of others stand in a list (`omnimamba data index`).
 """
 
-import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from omnimamba_cli.data.records import IMAGE_SUFFIXES, Record
 from omnimamba_cli.data.rejects import Bad, Rejects
 from omnimamba_cli.data.samples import Maker, Raw, make, words_of
 from omnimamba_cli.errors import DataError, InputError, UsageError, file_reason
+from omnimamba_cli.json_text import parse
 
 if TYPE_CHECKING:
     from omnimamba_cli.data.mixing import Split
@@ -87,7 +87,7 @@ def _listed(path: Path) -> list[Shard]:
     found: list[Shard] = []
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+            row = parse(line)
             url = row["shard"]
             # a relative path means: beside the list
             found.append(Shard(url if is_remote(url) else str(path.parent / url), int(row["samples"])))
@@ -157,7 +157,7 @@ def _record(fields: dict[str, Any]) -> Record:
     """The words of a sample: KEY.json where it has conversations or captions, else the lines of KEY.txt."""
     record: Record = {}
     if "json" in fields:
-        value = json.loads(fields["json"])  # UnicodeDecodeError is a ValueError, too
+        value = parse(fields["json"])  # UnicodeDecodeError is a ValueError, too
         record = value if isinstance(value, dict) else {}
     if "txt" in fields and not record.keys() & {"conversations", "captions", "caption"}:
         return {"captions": [line.strip() for line in fields["txt"].decode("utf-8", "replace").splitlines()]}

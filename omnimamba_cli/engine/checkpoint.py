@@ -23,6 +23,7 @@ from omnimamba_cli.engine.safetensors_io import Header, read_header, write_entri
 from omnimamba_cli.engine.storage import Storage
 from omnimamba_cli.engine.weight_file import WeightFile
 from omnimamba_cli.errors import CheckpointError, ConfigError, InputError, file_reason
+from omnimamba_cli.json_text import parse
 from omnimamba_cli.model.convert import check
 from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
@@ -104,7 +105,7 @@ def read_config(directory: Path) -> ModelConfig:
             hint="make one: omnimamba convert SRC... DIRECTORY",
         )
     try:
-        return ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return ModelConfig.from_dict(parse(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {file_reason(error)}") from None
     except ValueError as error:

@@ -17,7 +17,7 @@ from omnimamba_cli.engine.lock import Lock, SourceEntry
 from omnimamba_cli.engine.published import PublishedFile, Release
 from omnimamba_cli.engine.remote import RemoteFile
 from omnimamba_cli.engine.storage import Storage
-from omnimamba_cli.errors import CheckpointError, DownloadError, InputError, file_reason
+from omnimamba_cli.errors import CheckpointError, DownloadError, InputError, OmniMambaError, file_reason
 
 SPARE_BYTES = 50_000_000  # a disk is not filled to the last byte
 CONVERT_BYTES = 500_000_000  # memory of a conversion besides mapped files, measured at full size: 430 MB
@@ -198,10 +198,22 @@ def _local_items(lacking: list[PublishedFile], folder: Path) -> list[Item]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder", hint="--from names a folder that holds the published files")
     paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and (p.suffix in SUFFIXES or p.name.endswith(".json"))]
-    found = [source for path in paths if (source := _open(path)) is not None]
+    found: list[sources.Source] = []
+    refused: list[OmniMambaError] = []
+    for path in paths:
+        try:
+            found.append(sources.open_source(path))
+        except sources.UnknownFileError:
+            continue
+        except OmniMambaError as error:  # no matter, unless it is the one that is lacking
+            refused.append(error)
     items = []
     for file in lacking:
         match = next((source for source in found if _is(file, source)), None)
+        if match is None and refused:
+            raise CheckpointError(
+                f"{folder} holds no sound {file.file} of {file.repo}: {refused[0].message}", hint=refused[0].hint
+            )
         if match is None:
             raise InputError(f"{folder} holds no {file.file} of {file.repo}", hint="put it there, under any name")
         size = match.path.stat().st_size
@@ -209,17 +221,10 @@ def _local_items(lacking: list[PublishedFile], folder: Path) -> list[Item]:
     return items
 
 
-def _open(path: Path) -> sources.Source | None:
-    try:
-        source = sources.open_source(path)
-    except sources.UnknownFileError:
-        return None
-    return source if source.kind != "base" else None
-
-
 def _is(file: PublishedFile, source: sources.Source) -> bool:
     """Whether a recognised local file is the published one."""
-    piece = {"published": "model", "vq": "vq", "tower": "vision", "tokenizer": "tokenizer"}[source.kind]
+    pieces = {"published": "model", "vq": "vq", "tower": "vision", "tokenizer": "tokenizer", "base": None}
+    piece = pieces[source.kind]
     return piece == file.piece and (piece != "vision" or source.tower_width == file.tower_width)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnimamba_cli.errors import DataError, InputError
+from omnimamba_cli.json_text import parse
 
 QUESTIONS_FILE, PROMPTS_FILE = "eval.jsonl", "prompts.jsonl"
 
@@ -102,12 +103,12 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:  # Any: a JSON
                 if not line.strip():
                     continue
                 where = f"{path}, line {number}"
-                record = json.loads(line)
+                record = parse(line)
                 if not isinstance(record, dict):
                     raise DataError(f"{where}: is no JSON object")
                 yield record, where
         except ValueError as error:  # bad JSON, or bytes that are no UTF-8
-            where = f", line {number}" if isinstance(error, json.JSONDecodeError) else ""
+            where = "" if isinstance(error, UnicodeDecodeError) else f", line {number}"
             raise DataError(f"{path}{where}: is no JSON ({error})") from None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from omnimamba_cli import __version__
 from omnimamba_cli.engine.checkpoint import CARD, LOCK
 from omnimamba_cli.errors import CheckpointError
+from omnimamba_cli.json_text import parse
 
 FORMAT = 1
 CHUNK = 1 << 20  # bytes hashed at a time
@@ -65,13 +66,15 @@ def read(directory: Path) -> Lock | None:
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse(path.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']}")
         sources = tuple(SourceEntry(**item) for item in data["sources"])
         return Lock(release=data["release"], sources=sources, files=tuple(FileEntry(**item) for item in data["files"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error})", hint="omnimamba download --force") from None
+        raise CheckpointError(
+            f"{path} is damaged ({error})", hint=f"omnimamba download --force --dir {directory}"
+        ) from None
 
 
 def write(directory: Path, release: str, sources: Iterable[SourceEntry]) -> None:

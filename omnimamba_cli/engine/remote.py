@@ -19,7 +19,7 @@ from omnimamba_cli.engine import remote_errors
 from omnimamba_cli.errors import DownloadError
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before another try of what may pass: a busy server, a broken line
-LONGEST_WAIT_S = 60.0  # of what a server may ask for
+LONGEST_WAIT_S = 60.0  # that a server may ask for; who asks for more is told to the user, not waited for
 CHUNK = 1 << 20  # bytes hashed at a time
 MAIN = "main"
 T = TypeVar("T")
@@ -210,9 +210,9 @@ def _retrying(call: Callable[[], T], where: str, *, came: Callable[[], int] = la
             if came() > before:
                 before, tries = came(), 0
             wait = remote_errors.wait_s(error, by_library)
-            if wait is None or tries >= len(WAITS_S):
+            if wait is None or wait > LONGEST_WAIT_S or tries >= len(WAITS_S):
                 raise remote_errors.explained(error, where) from error
-            time.sleep(min(max(WAITS_S[tries], wait), LONGEST_WAIT_S))
+            time.sleep(max(WAITS_S[tries], wait))
             tries += 1
 
 

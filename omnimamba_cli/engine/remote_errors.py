@@ -4,10 +4,13 @@ By the names of exceptions and by status codes: huggingface_hub changes its netw
 """
 
 import errno
+import time
+from email.utils import parsedate_to_datetime
 
 from omnimamba_cli.errors import DownloadError, InputError, OmniMambaError
 
 OFFLINE_HINT = "run once without --offline and HF_HUB_OFFLINE, or give local files: omnimamba download --from DIR"
+PROXY_LOGIN = ("the proxy asks for a login (407)", "put it into HTTPS_PROXY: http://USER:PASSWORD@HOST:PORT")
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # status codes after which another try may do
 SILENT = {"Timeout", "TimeoutException", "TimeoutError", "RemoteProtocolError"}
 BROKEN = {"ReadError", "WriteError", "ChunkedEncodingError", "ProtocolError", "IncompleteRead", "RangeIgnoredError"}
@@ -36,10 +39,15 @@ def _status(error: BaseException | None) -> int:
 
 
 def _asked_wait_s(error: BaseException) -> float:
-    """Seconds that the server asks to wait."""
+    """Seconds that the server asks to wait: it may name them or the time when they are over."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     value = str(headers.get("Retry-After", "")).strip()
-    return float(value) if value.isdigit() else 0.0
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
 
 
 def wait_s(error: Exception, by_library: bool = False) -> float | None:
@@ -86,7 +94,7 @@ def _answer(status: int, kinds: set[str], asked_s: float) -> tuple[str, str] | N
     if status == 403:
         return "access is refused (403)", "the token may lack the right to read it; look at it with: hf auth whoami"
     if status == 407:
-        return "the proxy asks for a login (407)", "put it into HTTPS_PROXY: http://USER:PASSWORD@HOST:PORT"
+        return PROXY_LOGIN
     if status == 429:
         when = f"{asked_s:.0f} seconds" if asked_s else "some minutes"
         return "the Hub says too many requests (429)", f"wait {when}, or log in for a higher limit: hf auth login"
@@ -100,12 +108,23 @@ def _answer(status: int, kinds: set[str], asked_s: float) -> tuple[str, str] | N
 def _line(error: Exception) -> tuple[str, str]:
     """(why, what next) where no answer came."""
     kinds, text = _kinds(error), str(error)
+    if "ProxyError" in kinds and "407" in text:  # of an https address: the proxy refuses before there is an answer
+        return PROXY_LOGIN
     if "ProxyError" in kinds:
         return f"the proxy refuses ({_first(text)})", "check HTTPS_PROXY and HTTP_PROXY, or leave them out"
     if "CERTIFICATE_VERIFY" in text or "CERTIFICATE_VERIFY" in str(error.__cause__):
         return "its certificate is not trusted", "behind a company's proxy: set SSL_CERT_FILE to its certificate"
     if "OfflineModeIsEnabled" in kinds or ("LocalEntryNotFoundError" in kinds and error.__cause__ is None):
         return "it is not in the cache, and the network is not to be used", OFFLINE_HINT
+    if kinds & {"UnsupportedProtocol", "MissingSchema", "InvalidSchema", "InvalidURL"}:
+        return (
+            f"HF_ENDPOINT is no address ({_first(text)})",
+            "it begins with https:// or http://, or is not set",
+        )
+    if "JSONDecodeError" in kinds:
+        return "the answer is none of a Hugging Face Hub", "check HF_ENDPOINT and the proxy settings"
+    if "Consistency check" in text:  # of huggingface_hub: the file was shorter or longer than promised
+        return "it came with another length than promised", "run the same command again: it continues"
     if kinds & {"TimeoutException", "Timeout", "TimeoutError"}:
         return "no answer came in time", "run the same command again: it continues"
     if kinds & (BROKEN | {"RemoteProtocolError"}):

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from omnimamba_cli.errors import CheckpointError, InputError, file_reason
+from omnimamba_cli.json_text import parse
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -89,7 +90,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: JSON
 
 def _parse(path: Path, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:  # Any: JSON
     try:
-        data = json.loads(text, object_pairs_hook=_unique)
+        data = parse(text, pairs=_unique)
     except ValueError as error:
         raise _damaged(path, f"its header is no valid JSON ({error})") from None
     if not isinstance(data, dict):
@@ -104,11 +105,12 @@ def _tensor_info(path: Path, name: str, item: Any) -> TensorInfo:  # Any: JSON
     try:
         code, shape, (start, end) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
         whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+        known = code in DTYPES
     except (KeyError, TypeError, ValueError):
         raise _damaged(path, f"the header entry of {name} lacks dtype, shape or data_offsets") from None
     if not whole:
         raise _damaged(path, f"the header entry of {name} has a shape or offset that is no whole number")
-    if code not in DTYPES:
+    if not known:
         raise CheckpointError(f"{path}: {name} is stored as {code}, which is not one of {', '.join(DTYPES)}")
     info = TensorInfo(dtype=DTYPES[code], shape=shape, start=start, end=end)
     if math.prod(shape) * info.dtype.itemsize != end - start:

@@ -1,6 +1,5 @@
 """One published file: what it is, by its content, and its tensors, mapped. Pickles never run code."""
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from omnimamba_cli.engine.safetensors_io import read_safetensors
 from omnimamba_cli.errors import CheckpointError, InputError, file_reason
+from omnimamba_cli.json_text import parse
 from omnimamba_cli.model import convert as names
 
 Kind = Literal["published", "base", "vq", "tower", "tokenizer"]
@@ -90,7 +90,7 @@ def open_source(path: Path) -> Source:
 
 def _is_tokenizer(path: Path) -> bool:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse(path.read_text(encoding="utf-8"))
     except ValueError:
         return False
     return isinstance(data, dict) and "model" in data and "added_tokens" in data

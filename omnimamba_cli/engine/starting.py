@@ -1,7 +1,6 @@
 """Where a training run starts: its settings, and the models they name, in memory. Trains nothing."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from omnimamba_cli.engine import checkpoint, hub, storage
 from omnimamba_cli.engine.safetensors_io import read_header, read_safetensors
 from omnimamba_cli.engine.storage import Storage
 from omnimamba_cli.errors import CheckpointError, ConfigError, UsageError
+from omnimamba_cli.json_text import parse
 from omnimamba_cli.model.convert import check
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.sizes import vq_from_shapes
@@ -176,7 +176,7 @@ def vq_config(path: Path, like: VQConfig) -> VQConfig:
     if not beside.is_file():
         return vq_from_shapes(storage.logical_shapes(read_header(path)), like, str(path))
     try:
-        data = json.loads(beside.read_text(encoding="utf-8"))
+        data = parse(beside.read_text(encoding="utf-8"))
         return VQConfig.from_dict(data.get("vq", data))
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{beside} is no valid JSON: {error}") from None

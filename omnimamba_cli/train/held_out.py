@@ -10,6 +10,7 @@ from torch import nn
 from omnimamba_cli.config import Task
 from omnimamba_cli.data.batches import Collate, DrawBatch, TalkBatch
 from omnimamba_cli.data.codes import DrawnCodes
+from omnimamba_cli.data.files import DataFile
 from omnimamba_cli.data.mixing import Order, Split
 from omnimamba_cli.data.talks import Conversations
 from omnimamba_cli.train.language import TaskBatches
@@ -30,6 +31,11 @@ class HeldOutLanguage:
         samples: int,
     ) -> None:
         self.talks, self.drawings, self.weights, self.rows, self.samples = talks, drawings, weights, rows, samples
+
+    @property
+    def files(self) -> list[DataFile]:
+        """That are read, in the order of tasks."""
+        return [file for samples in (self.talks, self.drawings) if samples is not None for file in samples.files]
 
     def chosen(self, task: Task) -> np.ndarray:
         """Indices (n) of the samples that are read, int64; the first ones also stand on the sheets."""

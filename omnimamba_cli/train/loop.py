@@ -25,7 +25,7 @@ from omnimamba_cli.train.loop_config import LoopConfig
 from omnimamba_cli.train.metrics import MetricsFile
 from omnimamba_cli.train.optimiser import Average, adamw, learning_rate
 from omnimamba_cli.train.sharding import is_sharded, make_whole, whole
-from omnimamba_cli.train.state import fingerprint, restore, tensors_of
+from omnimamba_cli.train.state import fingerprint, held_out_changed, restore, tensors_of
 
 AGREE_EVERY = 10  # steps between which processes do not ask each other whether to go on
 
@@ -57,6 +57,11 @@ class Job(Protocol):
 
 class HeldOut(Protocol):
     """Data that nothing trains on."""
+
+    @property
+    def files(self) -> Sequence[DataFile]:
+        """That they are read from."""
+        ...
 
     def losses(self, module: nn.Module, accelerate: Accelerator) -> dict[str, float]:
         """Losses by name, "eval_loss" among them, the same in every process. The module is in eval mode."""
@@ -298,6 +303,7 @@ class Loop:
                 "config": asdict(self.config),
                 "frozen": fingerprint(self.job.module, self.parameters),
                 "data": [asdict(file) for file in self.data],
+                "held_out": [asdict(file) for file in (self.held_out.files if self.held_out else ())],
                 "seconds": self.seconds(),
                 "window": {"steps": self.window_steps, "tokens": self.window_tokens},
                 "best": self.best,
@@ -317,11 +323,12 @@ class Loop:
                 hint="leave out --resume to start anew",
             )
         restore(self, found)
+        changed = held_out_changed(self, found)
         self.window_steps = found.state["window"]["steps"]
         self.window_tokens = found.state["window"]["tokens"]
-        self.step, self.best = found.step, found.state.get("best", {})
+        self.step, self.best = found.step, {} if changed else found.state.get("best", {})
         self.seconds_before = float(found.state["seconds"])
-        return [*(Note(text=line) for line in broken), Note(text=f"resumed at step {self.step}")]
+        return [Note(text=line) for line in (*broken, *changed, f"resumed at step {self.step}")]
 
     def close(self) -> None:
         """Undo what accelerate did to the module and give it the averaged weights, for saving and use."""

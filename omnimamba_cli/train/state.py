@@ -1,7 +1,7 @@
 """What a snapshot of a run holds, and how a run takes it up again."""
 
 import hashlib
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,15 +66,29 @@ def restore(loop: "Loop", found: Snapshot) -> None:
 
 def _check_data(loop: "Loop", found: Snapshot) -> None:
     """Raises InputError for other data: the position in the run would pick other samples."""
-    rows = found.state.get("data")
-    if rows is None:  # a snapshot from before they were recorded
-        return
-    different = difference([DataFile(row["path"], row["bytes"], row["samples"]) for row in rows], loop.data)
+    different = _difference(found, "data", loop.data)
     if different is not None:
         # a run that was killed has snapshots, but no model yet
         ended = any(loop.folder.glob("*.safetensors"))
         further = f", with --init {loop.folder} to go on from what this one learnt" if ended else ""
         raise InputError(different, hint=f"start another run on these data: another -o{further}")
+
+
+def held_out_changed(loop: "Loop", found: Snapshot) -> list[str]:
+    """What to say of held-out data that are others than before: training is the same, its evaluations are not."""
+    if loop.held_out is None or not found.state.get("held_out"):
+        return []
+    different = _difference(found, "held_out", loop.held_out.files)
+    if different is None:
+        return []
+    return [f"held out: {different}; losses before and after cannot be compared, the best starts anew"]
+
+
+def _difference(found: Snapshot, key: str, now: Sequence[DataFile]) -> str | None:
+    rows = found.state.get(key)
+    if rows is None:  # a snapshot from before they were recorded
+        return None
+    return difference([DataFile(row["path"], row["bytes"], row["samples"]) for row in rows], now)
 
 
 def _check(loop: "Loop", found: Snapshot) -> None:

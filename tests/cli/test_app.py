@@ -151,7 +151,11 @@ class OutOfMemoryError(RuntimeError):
         (CheckpointError("it is broken", hint="mend it"), 4, "error: it is broken\nhint: mend it\n"),
         (OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore"), 5, "error: out of memory: CUDA out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 5, "error: out of memory"),
-        (MemoryError(), 5, "error: out of memory"),
+        (  # an option that not every command has would be no help
+            MemoryError(),
+            5,
+            "error: out of memory: no more is to be had\nhint: try --dtype bf16, a smaller batch or --device cpu\n",
+        ),
         (OSError(28, "No space left on device", "fox.png"), 3, "error: fox.png: no space left on device\n"),
         (KeyError("x"), 1, "error: KeyError: 'x'\nhint: this is a bug; run again with -vv"),
         (RuntimeError(""), 1, "error: RuntimeError\n"),

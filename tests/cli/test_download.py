@@ -81,6 +81,14 @@ def test_what_cannot_be_downloaded_has_its_exit_code(
     assert words in result.err
 
 
+@pytest.mark.parametrize("option", ["--dir", "--from"])
+def test_an_unset_variable_is_no_folder(loopback: Hub, run: Run, option: str) -> None:
+    result = run("download", "tiny", option, "")
+    assert (result.code, result.out) == (2, "")
+    assert f"error: {option} is empty\n" in result.err
+    assert loopback.requests == []
+
+
 def test_a_hub_id_works_wherever_a_model_does(loopback: Hub, run: Run, tiny_model: Path) -> None:
     loopback.add("me/mine", {path.name: path for path in tiny_model.iterdir()})
     assert load_directory(Path(run("download", "me/mine").out.strip())).config.name == "tiny"

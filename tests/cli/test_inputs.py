@@ -8,6 +8,7 @@ import pytest
 from omnimamba_cli.cli import inputs
 from omnimamba_cli.cli.inputs import Picture
 from omnimamba_cli.errors import InputError, UsageError
+from tests.cli.conftest import Run
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +115,19 @@ def test_no_prompt_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         inputs.prompts("-", None, False)
     with pytest.raises(InputError, match="no such file"):
         inputs.prompts(None, "missing", False)
+
+
+@pytest.mark.parametrize("text", ["", "\n  \n"])
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [(("caption", "--from"), "picture"), (("generate", "-o", "x.png", "--from"), "prompt")],
+)
+def test_a_list_of_nothing_is_an_error_in_every_command(
+    run: Run, tmp_path: Path, command: tuple[str, ...], what: str, text: str
+) -> None:
+    (tmp_path / "list").write_text(text)
+    result = run(*command, "list")
+    assert (result.code, result.out) == (3, "")
+    assert f"error: list: holds no {what}; write one a line\n" in result.err
+    named = "fox.png" if what == "picture" else "a fox"
+    assert "holds no" not in run(command[0], named, *command[1:], "list", "--dry-run").err

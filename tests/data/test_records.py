@@ -53,6 +53,17 @@ def test_files_of_one_name_are_told_apart_and_a_folder_is_its_own_root(tmp_path:
     assert root_of(tmp_path, tmp_path / "images") == tmp_path
 
 
+def test_a_line_that_is_nested_without_end_costs_one_sample(tmp_path: Path) -> None:
+    nested = '{"a":' * 100_000
+    (tmp_path / "a.jsonl").write_text(f"{nested}\n{json.dumps(ROWS[0])}\n")
+    rejects = Rejects()
+    assert [image for _, _, image in records(tmp_path / "a.jsonl", rejects)] == ["a.png"]
+    assert rejects.reasons == {"a.jsonl:1": "no valid JSON (it is nested too deep)"}
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="item 1"):
+        records(tmp_path / "a.json")
+
+
 def test_rows_without_picture_or_caption_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,caption\na.png,\n,a fox\nb.png\nc.png,a cat\n")
     rejects = Rejects()

@@ -271,6 +271,7 @@ def with_header(path: Path, header: object, data: bytes) -> None:
         (lambda d: struct.pack("<Q", 1 << 60) + d[8:], "no safetensors header"),
         (lambda d: b"hello, I am no model at all", "no safetensors header"),
         (lambda d: d[:8] + b"[" + d[9:], "no valid JSON"),
+        (lambda d: struct.pack("<Q", 100_000) + b"[" * 100_000, "nested too deep"),
     ],
 )
 def test_a_damaged_file_is_refused(directory: Path, damage, word: str) -> None:  # type: ignore[no-untyped-def]
@@ -287,6 +288,7 @@ def test_a_damaged_file_is_refused(directory: Path, damage, word: str) -> None: 
         ({"data_offsets": [0, 8]}, "span 8 bytes"),
         ({"data_offsets": [4, 132]}, "starts at byte"),
         ({"data_offsets": [-128, 0]}, "no whole number"),
+        ({"dtype": ["F32"]}, "lacks dtype"),
         ({"data_offsets": [1 << 40, (1 << 40) + 128]}, "starts at byte"),
         ({"shape": [16]}, "span 128 bytes"),
         ({"shape": [1.5]}, "no whole number"),
@@ -302,6 +304,12 @@ def test_a_header_that_lies_is_refused(directory: Path, change: dict[str, object
     with pytest.raises(CheckpointError, match=word) as caught:
         load_directory(directory)
     assert "norm_f.weight" in caught.value.message or word == "starts at byte"
+
+
+def test_a_config_that_is_nested_without_end_is_refused(directory: Path) -> None:
+    (directory / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"config\.json is no valid JSON: it is nested too deep"):
+        load_directory(directory)
 
 
 def test_the_writer_is_read_by_the_library_itself(tmp_path: Path) -> None:

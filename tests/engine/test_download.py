@@ -1,7 +1,9 @@
 """Downloading through the real huggingface_hub from a Hub on loopback: what arrives, what continues, what fails how."""
 
+import email.utils
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -281,7 +283,12 @@ def test_a_wrong_hash_of_a_small_file_is_seen_too(loopback: Hub, directory: Path
 
 def test_a_truncated_file_is_refused(loopback: Hub, directory: Path) -> None:
     loopback.faults["vq.pt"] = [Fault(short=True)] * 9
-    assert "vq.pt" in refused(directory).message
+    error = refused(directory)
+    assert error.message == "org/vq/vq.pt could not be downloaded: it came with another length than promised"
+    assert error.hint == "run the same command again: it continues"
+    loopback.faults.clear()
+    download(directory, task="t2i")
+    assert load_directory(directory, parts=("vq",)).vq is not None
 
 
 @pytest.mark.parametrize(
@@ -314,6 +321,19 @@ def test_every_refusal_is_one_line_with_the_next_step(
     assert error.message.startswith("org/vq/vq.pt")
     assert words in error.message
     assert hint in str(error.hint)
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_a_long_wait_is_told_not_waited_for(
+    loopback: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch, as_date: bool
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    value = email.utils.formatdate(time.time() + 3600, usegmt=True) if as_date else "3600"
+    loopback.faults["vq.pt"] = [Fault(status=429, headers={"Retry-After": value}, head=True)]
+    error = refused(directory)
+    assert re.match(r"wait (3600|359\d) seconds", str(error.hint))
+    assert sum(slept) < 60
 
 
 def test_a_refusal_in_the_middle_says_that_it_continues(
@@ -364,8 +384,14 @@ def test_a_proxy_that_refuses_is_named(
     monkeypatch.setenv(f"{scheme}_proxy", loopback.url)  # the Hub answers 407 to those who take it for a proxy
     set_address(monkeypatch, f"{scheme}://hub.invalid")
     error = refused(directory)
-    assert "proxy" in error.message
-    assert "PROXY" in str(error.hint)
+    assert error.message.endswith("the proxy asks for a login (407)")
+    assert "HTTPS_PROXY: http://USER:PASSWORD@HOST:PORT" in str(error.hint)
+
+
+def test_an_address_without_https_is_named(loopback: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_address(monkeypatch, "hub.example.org")
+    error = refused(directory)
+    assert "HF_ENDPOINT is no address" in error.message
 
 
 def test_something_that_is_no_hub_is_named(loopback: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,6 +476,15 @@ def test_a_damaged_model_is_named_and_made_again_by_force(loopback: Hub, directo
     assert hashes(directory) == good
 
 
+def test_a_damaged_lock_file_is_named_with_the_next_command(loopback: Hub, directory: Path) -> None:
+    download(directory)
+    for text in ("", "[]", "[" * 100_000):
+        (directory / "download.lock.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"download\.lock\.json is damaged") as caught:
+            download(directory)
+        assert caught.value.hint == f"omnimamba download --force --dir {directory}"
+
+
 def test_what_is_no_download_is_not_touched(loopback: Hub, directory: Path) -> None:
     directory.mkdir(parents=True)
     (directory / "mine.txt").write_text("mine")
@@ -530,6 +565,26 @@ def test_local_files_make_the_same_model_without_a_socket(
     assert hashes(directory) == hashes(tmp_path / "plain" / "tiny")
     assert len(list(folder.rglob("*.*"))) == 6
     assert downloading.plan(RELEASE, directory, verify=True).items == ()
+
+
+def test_other_files_in_a_local_folder_do_no_harm_and_a_damaged_one_is_named(
+    loopback: Hub, tmp_path: Path, directory: Path, published_files: dict[str, Path]
+) -> None:
+    folder = tmp_path / "usb"
+    folder.mkdir()
+    for short in ("main.pth", "vq.pt", "tok.json"):
+        shutil.copy(published_files[short], folder / short)
+    (folder / "a.pt").write_bytes(b"")
+    (folder / "b.safetensors").write_bytes(published_files["dino"].read_bytes()[:5000])
+    torch.save({"optimizer": Attack(tmp_path / "owned")}, folder / "c.pt")
+    (folder / "vq.pt").rename(folder / "away")
+    error = refused(directory, source=folder, task="t2i")
+    assert error.message.startswith(f"{folder} holds no sound vq.pt of org/vq: ")
+    assert "a.pt is empty" in error.message
+    (folder / "away").rename(folder / "vq.pt")
+    download(directory, source=folder, task="t2i")
+    assert load_directory(directory, parts=("vq",)).vq is not None
+    assert not (tmp_path / "owned").exists()
 
 
 def test_a_local_folder_that_lacks_a_file_says_which(

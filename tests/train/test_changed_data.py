@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omnimamba_cli.engine.training import StageSettings, train
+from omnimamba_cli.engine.training import Evaluated, Note, StageSettings, train
 from omnimamba_cli.engine.vq_training import VQSettings, train_image_tokenizer
 from omnimamba_cli.errors import ExitCode, InputError
 from tests.cli.conftest import Run, run  # noqa: F401  # a fixture
@@ -86,6 +86,30 @@ def test_a_snapshot_without_the_record_is_resumed(first: StageSettings, own: Dat
     with own.codes.open("a") as file:
         file.write("\n")
     assert list(train(first))[-1].step == 4  # type: ignore[attr-defined]  # Finished is the last
+
+
+def test_changed_held_out_data_are_told_and_the_best_starts_anew(
+    own: Data, data: Data, tiny_model: Path, tmp_path: Path
+) -> None:
+    held = own.folder / "held.jsonl"
+    shutil.copy(own.codes, held)
+    settings = stage("both", data, tiny_model, tmp_path / "out", loop=loop(steps=2, eval_every=2), eval_t2i=(held,))
+    list(train(settings))
+    (path,) = states(settings.output)
+    state = json.loads(path.read_text())
+    state["best"] = {"step": 2, "eval_loss": 0.0}  # nothing is better
+    path.write_text(json.dumps(state))
+    same = dataclasses.replace(settings, resume=True, loop=loop(steps=4, eval_every=2))
+    shutil.copytree(settings.output, tmp_path / "again")
+    events = list(train(dataclasses.replace(same, output=tmp_path / "again")))
+    assert not any("held out" in event.text for event in events if isinstance(event, Note))
+    assert not any(event.best for event in events if isinstance(event, Evaluated))
+    held.write_text("".join(held.read_text().splitlines(keepends=True)[:-1]))
+    events = list(train(same))
+    (said,) = [event.text for event in events if isinstance(event, Note) and event.text.startswith("held out:")]
+    assert "held.jsonl has changed since the run was started: 8 samples" in said
+    assert [event.best for event in events if isinstance(event, Evaluated)] == [True]
+    assert json.loads(states(settings.output)[-1].read_text())["best"]["eval_loss"] > 0
 
 
 def test_the_image_tokenizer_notices_that_pictures_came(own: Data, tiny_model: Path, tmp_path: Path) -> None:
