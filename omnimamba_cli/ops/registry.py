@@ -226,7 +226,7 @@ def _step_report(probe: Tensor) -> list[KernelChoice]:
     if used:
         unlinked = _pdl_refusal(probe.device)
         links = f"one after the other ({unlinked})" if unlinked else "each fetches its weights while another runs"
-        why = f"three launches a layer in one recorded step, of very many rows four, {links}"
+        why = f"three launches a layer in one recorded step, of many rows four, {links}"
     rows = []
     for op in ("normed_product", "mixer_step", "draw", "prefill"):
         read = "four launches a layer beside the products, segments of the scan at the same time"

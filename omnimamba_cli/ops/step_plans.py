@@ -3,7 +3,7 @@
 Chosen by what `python -m tests.timing.run`, in a clone of the repository, measured on an H100.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -95,14 +95,13 @@ def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype) -> BatchPlan
     if model == torch.float32:
         product = ProductPlan("tile", rows=16, columns=32, stages=2) if quantized else ProductPlan("library")
         return BatchPlan(product, product, product, mixer_plan(batch), joined=quantized)
-    mixer = MixerPlan(rows=8, warps=1) if batch <= 32 else MixerPlan(rows=64, warps=8)
-    into = ProductPlan("tile", rows=64, columns=64, stages=5)
-    if batch <= 32:
-        out = ProductPlan("tile", rows=64, columns=256, stages=3, splits=4)
-    else:
+    head = ProductPlan("tile", rows=64, columns=64, stages=5)
+    if batch > 32:
         out = ProductPlan("tile", rows=64, columns=128, stages=4, splits=4)
-    # without its factor a residual may be too large for float16
-    return BatchPlan(into, out, into, mixer, joined=batch <= 32 and model != torch.float16)
+        return BatchPlan(replace(head, late=8), out, head, MixerPlan(rows=64, warps=8))
+    into = replace(head, stages=8, ahead=256, late=8)
+    out = ProductPlan("tile", rows=64, columns=256, stages=3, splits=4, ahead=256)
+    return BatchPlan(into, out, head, MixerPlan(rows=16, warps=2))
 
 
 def mixer_plan(batch: int) -> MixerPlan:
