@@ -79,7 +79,8 @@ def _panel(curves: dict[str, Points], left: float, title: str, *, logarithmic: b
         drawn += [Stroke(((left, y), (right, y)), GRID), Label(left - 8, y, f"{value:.3g}", "end")]
         drawn += [Stroke(((x, TOP), (x, bottom)), GRID), Label(x, bottom + 16, f"{last * i / TICKS:,.0f}", "middle")]
     drawn.append(Stroke(((left, TOP), (left, bottom), (right, bottom)), INK))
-    for (name, curve), color in zip(curves.items(), COLORS * len(curves), strict=False):
+    for i, (name, curve) in enumerate(curves.items()):
+        color = COLORS[i % len(COLORS)]
         spots = tuple(place(x, scaled(y)) for x, y in curve)
         drawn.append(Stroke(spots, color, 2.0))
         if name.startswith("eval") or len(spots) == 1:

@@ -10,7 +10,7 @@ from omnimamba_cli.config import Mamba2Config, Task
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import scaled_linear
 from omnimamba_cli.model.state import InferenceState
-from omnimamba_cli.ops.reference import Convolution, Join, Squares
+from omnimamba_cli.ops.reference import Convolution, Squares
 from omnimamba_cli.ops.step import StepKernels
 from omnimamba_cli.ops.step_plans import BatchPlan
 
@@ -47,11 +47,9 @@ class Batch:
     """What a step of many rows has besides."""
 
     plan: BatchPlan
-    normed: Tensor  # (rows d), the residual's norm, or that without its factor
+    normed: Tensor  # (rows d), the residual's norm
     parts: Tensor  # (splits rows d), out_proj's
     gated: Squares  # of what goes into out_proj
-    residual: Squares  # of the residual
-    counts: Tensor  # see Join
 
 
 class StepMemory:
@@ -86,14 +84,12 @@ class StepMemory:
         if plan is not None:
             # the library's product has its inputs' dtype
             summed = like.dtype if plan.out.method == "library" else torch.float32
-            sums, tiles = c.nheads * plan.mixer.programs(c.headdim), plan.out.tiles(c.d_model)
+            sums = c.nheads * plan.mixer.programs(c.headdim)
             self.batch = Batch(
                 plan,
                 normed=empty(rows, c.d_model, dtype=like.dtype),
                 parts=empty(plan.out.splits, rows, c.d_model, dtype=summed),
                 gated=Squares(empty(rows, sums), c.d_inner, c.norm_eps),
-                residual=Squares(empty(rows, tiles), c.d_model, c.norm_eps),
-                counts=empty(rows, tiles, dtype=torch.int32),  # more than enough: tiles have many rows
             )
 
     def new_state(self) -> InferenceState:
@@ -150,29 +146,23 @@ class Stepper:
         self._product(m.residual, self.head, m.logits)
 
     def _step_batch(self, m: StepMemory, b: Batch) -> None:
-        ops, plan, squares = self.kernels, b.plan, None
-        self._join_norm(m, b, None, self.layers[0].into.norm)
+        ops, plan, parts = self.kernels, b.plan, None
         for i, layer in enumerate(self.layers):
+            self._join_norm(m, b, parts, layer.into.norm)
             ours = plan.into.method != "library"
             convolution = (
                 Convolution(m.ring[i], m.position, layer.conv, layer.bias, self.config.d_inner) if ours else None
             )
-            into, out = (layer.into.weight, layer.into.scale), (layer.out.weight, layer.out.scale)
-            ops.product(b.normed, *into, m.proj[None], plan.into, squares=squares, convolution=convolution)
+            ops.product(b.normed, layer.into.weight, layer.into.scale, m.proj[None], plan.into, convolution=convolution)
             mixed = {"norm": layer.out.norm, "squares": b.gated.parts, "convolved": ours, "chained": ours}
             self._mix(m, i, plan=plan.mixer, **mixed)
-            norm = (self.layers[i + 1].into if i + 1 < len(self.layers) else self.head).norm
-            if plan.joined:
-                squares = b.residual
-                join = Join(m.residual, norm, b.normed, squares.parts, b.counts)
-                ops.product(m.gated, *out, b.parts, plan.out, squares=b.gated, join=join)
-            else:
-                ops.product(m.gated, *out, b.parts, plan.out)
-                self._join_norm(m, b, b.parts, norm)
-        self._score_batch(m, b, squares)
+            ops.product(m.gated, layer.out.weight, layer.out.scale, b.parts, plan.out)
+            parts = b.parts
+        self._score_batch(m, b, parts)
 
-    def _score_batch(self, m: StepMemory, b: Batch, squares: Squares | None) -> None:
-        self.kernels.product(b.normed, self.head.weight, self.head.scale, m.logits[None], b.plan.head, squares=squares)
+    def _score_batch(self, m: StepMemory, b: Batch, parts: Tensor | None) -> None:
+        self._join_norm(m, b, parts, self.head.norm)
+        self.kernels.product(b.normed, self.head.weight, self.head.scale, m.logits[None], b.plan.head)
 
     def read(self, x: Tensor, memory: StepMemory) -> None:
         """Embedded prefixes with their places, x (rows l d), to the state after them and logits, all in memory.
@@ -195,7 +185,6 @@ class Stepper:
         if m.batch is None:
             self._product(m.residual, self.head, m.logits, chained=False)
         else:
-            self._join_norm(m, m.batch, None, self.head.norm)
             self._score_batch(m, m.batch, None)
         m.position.fill_(x.shape[1] - 1)
 

@@ -165,7 +165,7 @@ def convolve(x: Tensor, how: Convolution) -> Tensor:
 
 
 class Squares(NamedTuple):
-    """What is left to do of a norm whose weight alone is in x: its factor, which may as well come after a product."""
+    """What is left to do of a norm whose weight alone is in x: its factor, one number a row, after the product."""
 
     parts: Tensor  # (b s), sums of squares before the weight; of a row they add up to the whole row's
     columns: int  # whose squares these are
@@ -176,45 +176,21 @@ class Squares(NamedTuple):
         return torch.rsqrt(self.parts.sum(1, keepdim=True) / self.columns + self.eps)
 
 
-class Join(NamedTuple):
-    """Where a product in parts goes on to: onto the residual, and what the next norm's product reads."""
-
-    residual: Tensor  # (b r), added to
-    norm: Tensor  # (r), the next norm's weight
-    out: Tensor  # (b r), the residual times that
-    squares: Tensor  # (b t), the residual's in parts, one for each tile of the product's columns
-    counts: Tensor  # as many int32 zeros as the product has tiles: how many parts are there
-
-
 def product(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    out: Tensor,
-    *,
-    squares: Squares | None = None,
-    convolution: Convolution | None = None,
-    join: Join | None = None,
+    x: Tensor, weight: Tensor, scale: Tensor | None, out: Tensor, *, convolution: Convolution | None = None
 ) -> None:
     """Parts out (s b r) of x W^T, whose sum it is; for x (b c), W = weight (r c) times scale (r) if given.
 
-    Weights may be int8 or float8 with a scale for each row; sums in float32 (float64 for float64). With squares the
-    rows are multiplied by their factor. With a convolution, which wants one part, some channels go through that. With a
-    join the sum is joined, and what `out` holds is nobody's business.
+    Weights may be int8 or float8 with a scale for each row; sums in float32 (float64 for float64). With a convolution,
+    which wants one part, some channels go through that.
     """
     wide = _wide(x)
     y = F.linear(x.to(wide), weight.to(wide))
     y = y if scale is None else y * scale.to(wide)
-    y = y if squares is None else y * squares.factor().to(wide)
     if convolution is not None:
         y[:, convolution.first : convolution.first + len(convolution.bias)] = convolve(y, convolution)
     out.zero_()
     out[0] = y
-    if join is not None:
-        join.residual.add_(y)
-        join.out.copy_(join.residual * join.norm)
-        join.squares.zero_()
-        join.squares[:, 0] = join.residual.square().sum(1)
 
 
 def join_norm(residual: Tensor, parts: Tensor | None, squares: Squares, norm: Tensor, eps: float, out: Tensor) -> None:

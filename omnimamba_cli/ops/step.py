@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omnimamba_cli.ops import reference, step_plans
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, advance
-from omnimamba_cli.ops.reference import Convolution, Join, Squares
+from omnimamba_cli.ops.reference import Convolution, Squares
 from omnimamba_cli.ops.step_plans import BatchPlan, MixerPlan, ProductPlan
 
 
@@ -112,19 +112,17 @@ class StepKernels:
         out: Tensor,
         plan: ProductPlan,
         *,
-        squares: Squares | None = None,
         convolution: Convolution | None = None,
-        join: Join | None = None,
         chained: bool = True,
     ) -> None:
         """See reference.product; the library has nothing but the product."""
         assert self.batches is not None
         if plan.method == "library":
-            assert all(more is None for more in (squares, convolution, join))
+            assert convolution is None
             torch.mm(x, weight.mT, out=out[0])
         else:
-            how: dict[str, Any] = {"squares": squares, "convolution": convolution, "join": join}
-            self.batches.product(x, weight, scale, out, plan=plan, pdl=self.pdl and chained, **how)
+            pdl = self.pdl and chained
+            self.batches.product(x, weight, scale, out, plan=plan, convolution=convolution, pdl=pdl)
 
     def draws(self, rule: DrawRule) -> bool:
         """Whether `draw` chooses the token itself; else it is given one."""

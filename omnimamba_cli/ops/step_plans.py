@@ -27,11 +27,6 @@ class ProductPlan:
     splits: int = 1  # tile only; a narrow matrix would leave most of the chip idle
     ahead: int = 0  # columns fetched while the kernel before still runs, of a part; a power of two; tile only
     late: int | None = None  # turns that are left when the next kernel may start; None: at once; tile only
-    turned: bool = False  # every tile begins at other columns, so that not all read the same; tile only
-
-    def tiles(self, weights: int) -> int:
-        """Programs that so many rows of weights make, parts and rows of x apart."""
-        return -(-weights // self.rows) if self.rows else 1
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,6 @@ class MixerPlan:
 
     rows: int  # of a head's state, a program; a power of two
     warps: int = 4
-    registers: int | None = None  # that a thread may have, of a state in 16 bits; a wider one would not fit them
 
     def tile(self, headdim: int) -> int:
         """Rows of a head's state that a program has, where a head has so many; a power of two."""
@@ -59,7 +53,6 @@ class BatchPlan:
     out: ProductPlan
     head: ProductPlan
     mixer: MixerPlan
-    joined: bool = False  # out_proj's last program of a tile joins its parts; else join_norm does
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype) -> BatchPlan
         return None
     if model == torch.float32:
         product = ProductPlan("tile", rows=16, columns=32, stages=2) if quantized else ProductPlan("library")
-        return BatchPlan(product, product, product, mixer_plan(batch), joined=quantized)
+        return BatchPlan(product, product, product, mixer_plan(batch))
     head = ProductPlan("tile", rows=64, columns=64, stages=5)
     if batch > 32:
         out = ProductPlan("tile", rows=64, columns=128, stages=4, splits=4)

@@ -1,7 +1,7 @@
 """One decoding step as Triton kernels: products with their norm folded in, and all that stands between two of them.
 
 A layer of a few rows is three launches: in_proj (its RMS norm inside), `mixer_step`, out_proj (the gated norm inside,
-added to the residual); one of many rows is three or four, see triton_batch.
+added to the residual); one of many rows is four, see triton_batch.
 
 With programmatic dependent launch a kernel fetches its weights while the one before it still runs; every kernel waits
 before it reads what a step has written, so the order of a step's memory is that of its launches.
@@ -192,11 +192,10 @@ def mixer_step(
     b, h, p, n = ssm.shape
     _, k, c = ring.shape
     assert squares is None or squares.shape[1] == h * plan.programs(p), "a program for each sum"
-    registers = plan.registers if ssm.element_size() == 2 else None
     largest = torch.finfo(ssm.dtype).max if ssm.dtype == torch.float16 else 0.0
     _mixer_step[(plan.programs(p), h, b)](
         proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out, D if norm is None else norm,
         D if squares is None else squares, h, h * p, c, r=h // groups, p=p, n=n, k=k, P=plan.tile(p),
         N=triton.next_power_of_2(n), LARGEST=largest, NORM=norm is not None, CONVOLVED=convolved, PDL=pdl,
-        num_warps=plan.warps, maxnreg=registers, **({"launch_pdl": True} if pdl else {}),
+        num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

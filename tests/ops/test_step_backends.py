@@ -22,7 +22,7 @@ VECTOR = ProductPlan("vector", rows=4)
 TILE = ProductPlan("tile", rows=32, columns=32, stages=2)
 TILES = ProductPlan("tile", rows=32, columns=32, stages=2, splits=3)
 AHEAD = ProductPlan("tile", rows=32, columns=32, stages=2, ahead=16, late=1)
-TURNED = ProductPlan("tile", rows=32, columns=32, stages=2, splits=2, ahead=32, late=0, turned=True)
+AHEAD_TILES = ProductPlan("tile", rows=32, columns=32, stages=2, splits=2, ahead=32, late=0)
 
 
 def normal(rng: torch.Generator, *shape: int) -> Tensor:
@@ -107,59 +107,6 @@ def compare_batch(
     triton_batch.join_norm(got, None, moved_squares, norm.to(device), 1e-5, out)
     assert torch.equal(before, got)
     assert_close("norm alone", normed, out.cpu(), TOLERANCE[dtype])
-
-
-def compare_joined(
-    device: str, dtype: torch.dtype, b: int, rows: int, c: int, plan: ProductPlan, *, pdl: bool = False
-) -> None:
-    """A product whose last program joins its parts, and another that finds the norm's factor; twice in one memory."""
-    from omnimamba_cli.ops import triton_batch
-
-    rng = torch.Generator().manual_seed(rows + b)
-    norm, weight = (1 + normal(rng, rows) / 9).to(dtype), (normal(rng, rows, c) / c**0.5).to(dtype)
-    after = (normal(rng, 37, rows) / rows**0.5).to(dtype)
-    tiles = plan.tiles(rows)
-    want = reference.Join(
-        normal(rng, b, rows).double(),
-        norm.double(),
-        torch.empty(b, rows).double(),
-        torch.empty(b, tiles).double(),
-        norm,
-    )
-    got = reference.Join(
-        want.residual.float().to(device),
-        norm.to(device),
-        torch.full((b, rows), torch.nan, dtype=dtype, device=device),
-        torch.full((b, tiles), torch.nan, device=device),
-        torch.zeros(b, tiles, dtype=torch.int32, device=device),
-    )
-    parts = torch.full((plan.splits, b, rows), torch.nan, device=device)
-    second = ProductPlan("tile", rows=32, columns=32, stages=2, ahead=plan.ahead, late=plan.late, turned=plan.turned)
-    for _ in range(2):
-        x, sums = normal(rng, b, c).to(dtype), 5 * normal(rng, b, 131).square()
-        exact = torch.empty(1, b, rows, dtype=torch.float64)
-        squares = reference.Squares(sums.double(), 77, 1e-5)
-        reference.product(x.double(), weight.double(), None, exact, squares=squares, join=want)
-        moved_squares = reference.Squares(sums.to(device), 77, 1e-5)
-        how = {"squares": moved_squares, "join": got, "plan": plan, "pdl": pdl}
-        triton_batch.product(x.to(device), weight.to(device), None, parts, **how)
-        assert_close(f"residual b {b}", want.residual, got.residual.cpu(), TOLERANCE[dtype])
-        assert_close(f"next b {b}", want.out, got.out.cpu(), TOLERANCE[dtype])
-        sums_want, sums_got = want.squares.sum(1), got.squares.cpu().double().sum(1)
-        assert_close(f"squares b {b}", sums_want, sums_got, TOLERANCE[dtype])
-        assert not got.counts.any()
-        exact, out = torch.empty(1, b, 37, dtype=torch.float64), torch.full((1, b, 37), torch.nan, device=device)
-        reference.product(want.out, after.double(), None, exact, squares=reference.Squares(want.squares, rows, 1e-5))
-        triton_batch.product(
-            got.out,
-            after.to(device),
-            None,
-            out,
-            squares=reference.Squares(got.squares, rows, 1e-5),
-            plan=second,
-            pdl=pdl,
-        )
-        assert_close(f"factor b {b}", exact[0], out[0].cpu(), 2 * TOLERANCE[dtype])
 
 
 def compare_convolution(
@@ -395,12 +342,11 @@ def test_vector_products_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -> None
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_products_of_many_rows_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -> None:
     pdl = pdl and torch.cuda.get_device_capability()[0] >= 9
-    for rows, c, plan in ((8512, 2048, TILE), (2048, 4096, TILES), (61, 72, TILES)):
+    plans = ((8512, 2048, TILE), (2048, 4096, TILES), (61, 72, TILES), (61, 72, AHEAD), (2048, 4096, AHEAD_TILES))
+    for rows, c, plan in plans:
         compare_batch("cuda", dtype, b, rows, c, plan, pdl=pdl)
     compare_convolution("cuda", dtype, b, 72, TILE, pdl=pdl)
     compare_convolution("cuda", dtype, b, 72, AHEAD, pdl=pdl)
-    for rows, c, plan in ((2048, 4096, TILES), (61, 72, AHEAD), (2048, 4096, TURNED)):
-        compare_joined("cuda", dtype, b, rows, c, plan, pdl=pdl)
     shipped = batch_plan(b, dtype, dtype)
     assert shipped is not None
     compare_mixer("cuda", dtype, b, 1, h=3, p=64, n=128, rows=shipped.mixer.rows, state=torch.float16, batch=True)
@@ -409,7 +355,6 @@ def test_products_of_many_rows_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -
         compare_batch("cuda", dtype, b, 8512, 2048, shipped.into, pdl=pdl)
         compare_convolution("cuda", dtype, b, 2048, shipped.into, first=4096, channels=4352, rest=64, pdl=pdl)
         compare_batch("cuda", dtype, b, 2048, 4096, shipped.out, pdl=pdl)
-        compare_joined("cuda", dtype, b, 2048, 4096, shipped.out, pdl=pdl)
 
 
 @pytest.mark.gpu
@@ -461,7 +406,7 @@ def test_prefill_kernels_on_a_gpu(dtype: torch.dtype, g: int, l: int) -> None:
 INTERPRETED = """
 import torch
 from omnimamba_cli.ops.step_plans import ScanPlan
-from tests.ops.test_step_backends import AHEAD, RULES, TILE, TILES, TURNED, VECTOR, compare_batch, compare_joined
+from tests.ops.test_step_backends import AHEAD, AHEAD_TILES, RULES, TILE, TILES, VECTOR, compare_batch
 from tests.ops.test_step_backends import compare_convolution, compare_draw, compare_mixer, compare_prefill
 from tests.ops.test_step_backends import compare_product
 f32, f16 = torch.float32, torch.float16
@@ -469,7 +414,8 @@ for b, rows, c in ((1, 13, 24), (3, 10, 40)):
     compare_product("cpu", f32, b, rows, c, VECTOR, add=b == 3)
     compare_product("cpu", f16, b, rows, c, VECTOR, add=b != 3, wide=False)
     compare_product("cpu", f32, b, rows, c, VECTOR, add=False, kind="int8")
-for b, rows, c, plan in ((3, 37, 40, TILE), (17, 33, 100, TILES), (70, 20, 72, TILES)):
+tiles = ((3, 37, 40, TILE), (17, 33, 100, TILES), (70, 20, 72, TILES), (66, 40, 130, AHEAD), (16, 64, 200, AHEAD_TILES))
+for b, rows, c, plan in tiles:
     compare_batch("cpu", f32, b, rows, c, plan)
     compare_batch("cpu", f16, b, rows, c, plan)
     compare_batch("cpu", f32, b, rows, c, plan, kind="int8")
@@ -477,9 +423,6 @@ for b, dtype in ((3, f32), (17, f16), (70, f32)):
     compare_convolution("cpu", dtype, b, 40, TILE)
 compare_convolution("cpu", f32, 3, 70, AHEAD)
 compare_convolution("cpu", f32, 3, 16, AHEAD)
-for b, rows, c, plan in ((3, 37, 40, TILE), (17, 70, 100, TILES), (66, 40, 130, AHEAD), (16, 64, 200, TURNED)):
-    compare_joined("cpu", f32, b, rows, c, plan)
-    compare_joined("cpu", f16, b, rows, c, plan)
 compare_mixer("cpu", f32, 3, 2, batch=True)
 compare_mixer("cpu", f16, 5, 1, p=12, rows=8, batch=True)
 compare_mixer("cpu", f32, 3, 2, p=12, rows=64, batch=True)
