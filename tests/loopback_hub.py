@@ -65,6 +65,7 @@ class Hub:
         self.gated: set[str] = set()
         self.renamed: dict[str, str] = {}
         self.requests: list[Request] = []
+        self.portal = False  # somebody else answers everything with a page of theirs
         self.port = 0
 
     @property
@@ -127,7 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
             Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         )
         parts = path.strip("/").split("/")
-        if url.scheme:  # we were taken for a proxy of http
+        if self.hub.portal:
+            self.say(200, {"Content-Type": "text/html"}, b"<html>log in to this network</html>")
+        elif url.scheme:  # we were taken for a proxy of http
             self.say(407, {"X-Proxy": "no"})
         elif parts[0] == "api":
             self.api(parts[2:])

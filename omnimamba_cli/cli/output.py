@@ -99,9 +99,10 @@ class Output:
         self.line(json_line(fields))
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Aligned columns: the first to the left, the rest (numbers) to the right."""
-        widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
-        for row in (headers, *rows):
+        """Aligned columns: the first to the left, the rest (numbers) to the right; controls in names as \\n, \\t."""
+        lines = [[printable(cell) for cell in row] for row in (headers, *rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for row in lines:
             cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
             self.line("  ".join(cells).rstrip())
 

@@ -124,6 +124,12 @@ def test_table_aligns_numbers_to_the_right() -> None:
     assert written(out)[0] == "split   right\nseen        9\nunseen    100\n"
 
 
+def test_a_table_keeps_its_columns_whatever_a_name_holds() -> None:
+    out = make()
+    out.table(["model", "size"], [["a\tb\n", "9"]])
+    assert written(out)[0] == "model   size\na\\tb\\n     9\n"
+
+
 def test_a_reader_of_stderr_that_left_does_not_stop_the_work() -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
