@@ -612,7 +612,7 @@ def test_a_hub_repository_in_our_format_is_a_model(loopback: Hub, tiny_model: Pa
 
 def test_a_page_instead_of_a_hub_is_told_as_that(loopback: Hub, directory: Path) -> None:
     loopback.portal = True
-    with pytest.raises(DownloadError, match="me/mine.* the answer is none of a Hugging Face Hub") as caught:
+    with pytest.raises(DownloadError, match=r"me/mine.* the answer is none of a Hugging Face Hub") as caught:
         hub.resolve("me/mine")
     assert "HF_ENDPOINT" in str(caught.value.hint)
     assert isinstance(refused(directory), DownloadError)
