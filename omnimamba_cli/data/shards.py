@@ -20,7 +20,7 @@ import torch
 
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.files import DataFile
-from omnimamba_cli.data.records import IMAGE_SUFFIXES, Record
+from omnimamba_cli.data.records import IMAGE_SUFFIXES, Record, utf_8
 from omnimamba_cli.data.rejects import Bad, Rejects
 from omnimamba_cli.data.samples import Maker, Raw, make, words_of
 from omnimamba_cli.errors import DataError, InputError, UsageError, file_reason
@@ -160,7 +160,8 @@ def _record(fields: dict[str, Any]) -> Record:
         value = parse(fields["json"])  # UnicodeDecodeError is a ValueError, too
         record = value if isinstance(value, dict) else {}
     if "txt" in fields and not record.keys() & {"conversations", "captions", "caption"}:
-        return {"captions": [line.strip() for line in fields["txt"].decode("utf-8", "replace").splitlines()]}
+        words = utf_8(fields["txt"].decode("utf-8-sig", "surrogateescape"))
+        return {"captions": [line.strip() for line in words.splitlines()]}
     return record
 
 

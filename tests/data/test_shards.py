@@ -107,6 +107,14 @@ def test_samples_become_items(write_shards: Write, maker: TalkMaker) -> None:
     assert "number 2" in maker.tokenizer.decode(items[1].ids)
 
 
+def test_captions_that_are_no_utf_8_are_a_bad_sample(write_shards: Write, maker: TalkMaker) -> None:
+    path = write_shards([2]).parent / "00.tar"
+    path.write_bytes(path.read_bytes().replace(b"number 1\n", b"caf\xe9 au "))
+    _, item = (samples[key] for samples in [ShardSamples([path], maker)] for key in samples.in_order(0, 2))
+    assert isinstance(item, Bad)
+    assert item.reason == "byte 0xe9 is no UTF-8"
+
+
 @pytest.mark.parametrize(("member", "samples"), [(b"s3.png", 3), (b"s3.txt", 4)])
 def test_a_cut_off_shard_counts_what_is_whole_and_is_named(
     member: bytes, samples: int, write_shards: Write, maker: TalkMaker
