@@ -319,8 +319,8 @@ class Loop:
         found, broken = snapshots.latest(self.snapshot_folder)
         if found is None:
             raise InputError(
-                f"{self.snapshot_folder} holds no snapshot to resume from" + (f" ({broken[0]})" if broken else ""),
-                hint="leave out --resume to start anew",
+                f"no snapshot to resume from: {broken[0] if broken else f'{self.snapshot_folder} holds none'}",
+                hint="--force in place of --resume starts anew",
             )
         restore(self, found)
         changed = held_out_changed(self, found)
