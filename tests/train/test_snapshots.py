@@ -74,3 +74,14 @@ def test_metrics_after_the_snapshot_are_dropped(tmp_path: Path) -> None:
         file.write('{"step": 4, "lo')
     metrics.MetricsFile(path, 2)
     assert [line["step"] for line in metrics.read(path)] == [1, 2]
+
+
+def test_metrics_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = metrics.MetricsFile(path, 0)
+    path.unlink()
+    path.mkdir()
+    for write in (lambda: file.write(1, {"loss": 1.0}, 0.1), lambda: metrics.MetricsFile(path, 0)):
+        with pytest.raises(InputError, match=r"metrics\.jsonl cannot be written: is a directory") as error:
+            write()
+        assert error.value.hint == "free some space, then --resume"
