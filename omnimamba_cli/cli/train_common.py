@@ -48,7 +48,7 @@ class LoopOptions:
     """How a run goes, whatever it trains."""
 
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0, help="On matrices.")] = 0.0
-    clip: Annotated[float, typer.Option("--clip", help="Largest norm of the gradient.")] = 1.0
+    clip: Annotated[float, typer.Option("--clip", help="Largest norm of the gradient; inf: any.")] = 1.0
     accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches a step; saves memory.")] = 1
     ema: Annotated[
         float, typer.Option("--ema", help="Decay of the weights' average, which is then saved; 0: none.")

@@ -19,7 +19,7 @@ from omnimamba_cli.data.talks import Conversations
 from omnimamba_cli.engine import curves, samples
 from omnimamba_cli.engine.board import Board, summary_writer
 from omnimamba_cli.engine.memory import memory_explained
-from omnimamba_cli.engine.opening import OpenData, open_data, said
+from omnimamba_cli.engine.opening import OpenData, check_held_codes, open_data, said
 from omnimamba_cli.engine.rehearsal import rehearse, state_bytes
 from omnimamba_cli.engine.run_folder import (
     BEST,
@@ -103,6 +103,7 @@ def _held_out(settings: StageSettings, start: Start) -> HeldOutLanguage | None:
         root, questions = settings.image_root, settings.questions
         talks = Conversations(paths["mmu"], root, start.config, start.tokenizer, questions=questions)
     if "t2i" in paths:
+        check_held_codes(paths["t2i"])
         drawings = DrawnCodes(paths["t2i"], replace(start.config, caption_dropout=0.0), start.tokenizer)
     return HeldOutLanguage(
         talks,

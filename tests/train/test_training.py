@@ -122,6 +122,27 @@ def test_time_limit_saves_and_stops_and_resume_finishes(data: Data, tiny_model: 
     assert list(train(rest))[-1].complete
 
 
+def test_a_run_that_diverged_ends_before_its_snapshots_are_lost(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    def settings(**changes: Any) -> StageSettings:
+        config = loop(save_every=2, **changes)
+        return stage("both", data, tiny_model, tmp_path / "out", resume=True, loop=config)
+
+    list(train(settings(steps=4)))
+    with pytest.raises(UsageError, match=r"grad_norm is nan at step \d+: training has diverged") as error:
+        list(train(settings(steps=50, log_every=100, lr=1e30)))
+    assert (error.value.hint or "").startswith("lower --lr, then --resume")
+    events = list(train(settings(steps=8)))
+    losses = [e.values["loss"] for e in events if isinstance(e, Progress)]
+    assert len(losses) >= 2
+    assert all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize(("name", "value"), [("clip", 0.0), ("clip", -1.0), ("clip", math.nan), ("lr", math.inf)])
+def test_a_run_that_would_learn_nothing_is_refused(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"{name} is .*; it must be above 0"):
+        loop(**{name: value})
+
+
 def test_the_curve_can_follow_the_clock(
     data: Data, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
