@@ -88,6 +88,13 @@ def test_stage_2_merges_two_results(data: Data, tiny_model: Path, tmp_path: Path
     list(train(opened))
     with pytest.raises(CheckpointError, match=r"first: layers\.0\."):
         list(train(dataclasses.replace(settings, init_t2i=tmp_path / "open", output=tmp_path / "refused")))
+    swapped = {"init_mmu": tmp_path / "t2i", "init_t2i": tmp_path / "mmu", "output": tmp_path / "refused"}
+    with pytest.raises(CheckpointError, match=r"t2i is the result of stage 1 of t2i, not of mmu") as error:
+        list(train(dataclasses.replace(settings, **swapped)))
+    assert (error.value.hint or "").startswith(f"--init-t2i {tmp_path / 't2i'}")
+    for half in halves.values():  # where nothing says what they are, they are taken as they are
+        (half / "train.json").write_text("[]")
+    assert len(losses(dataclasses.replace(settings, output=tmp_path / "taken"))) == 1
 
 
 def test_trained_answers_come_out_of_the_session(data: Data, tiny_model: Path, tmp_path: Path) -> None:
