@@ -7,10 +7,13 @@ sheets/ and best/ (a model directory).
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omnimamba_cli.engine import card, checkpoint
+from omnimamba_cli.engine.alone import alone
 from omnimamba_cli.engine.bench_machine import versions
 from omnimamba_cli.engine.checkpoint import ModelFiles
 from omnimamba_cli.engine.safetensors_io import partial
@@ -32,10 +35,23 @@ def check_output(output: Path, *, resume: bool, force: bool, marker: str = check
         raise InputError(f"{output} holds a run or a model", hint="--resume continues, --force starts anew")
 
 
+@contextmanager
+def held(output: Path, writes: bool) -> Iterator[None]:
+    """A run's directory, this run's alone meanwhile, where this process `writes`. Raises InputError as alone does."""
+    if not writes:
+        yield
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {file_reason(error)}") from None
+    with alone(output / ".running", output):
+        yield
+
+
 def prepare_output(output: Path, *, resume: bool) -> list[Event]:
     """Make the run's directory ready: no snapshots unless it resumes, no unfinished files. Raises InputError."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
         if not resume:
             for old in OF_A_RUN:
                 shutil.rmtree(output / old, ignore_errors=True)

@@ -25,6 +25,7 @@ from omnimamba_cli.engine.run_folder import (
     BEST,
     check_output,
     has_snapshot,
+    held,
     prepare_output,
     save_result,
     write_settings,
@@ -135,13 +136,14 @@ def train(settings: StageSettings) -> Iterator[Event]:
     accelerate = accelerator(device, settings.loop.precision)
     yield from data.said
     if held_out is not None:
-        for held, what in ((held_out.talks, "held-out mmu"), (held_out.drawings, "held-out t2i")):
-            yield from said(held, what, settings.loop.seed) if held is not None else ()
-    if accelerate.is_main_process and not settings.dry_run:
-        yield from prepare_output(settings.output, resume=settings.resume)
-    accelerate.wait_for_everyone()
+        for kept, what in ((held_out.talks, "held-out mmu"), (held_out.drawings, "held-out t2i")):
+            yield from said(kept, what, settings.loop.seed) if kept is not None else ()
     trained = freeze(start.model, start.towers, settings.stage, settings.task, settings.unfreeze)
-    with stop_signals() as should_stop, _memory(settings, start):
+    writes = accelerate.is_main_process and not settings.dry_run
+    with held(settings.output, writes), stop_signals() as should_stop, _memory(settings, start):
+        if writes:
+            yield from prepare_output(settings.output, resume=settings.resume)
+        accelerate.wait_for_everyone()
         job = _job(settings, start, data, accelerate)
         loop = Loop(
             job,
