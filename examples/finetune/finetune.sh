@@ -25,7 +25,7 @@ $omnimamba train-stage2 --config "$here/stage2.toml" --init "$model" --vq "$out/
   --data-mmu "$pictures/captions.jsonl" --data-t2i "$out/codes.jsonl" -o "$out/model" --resume ${STAGE2_OPTIONS:-}
 
 echo "== 4 of 4: what it says of the first picture, and what it draws for its words" >&2
-first=$(find "$pictures" -maxdepth 1 \( -name '*.jpg' -o -name '*.png' \) | sort | head -n 1)
+first=$(find "$pictures" \( -iname '*.jpg' -o -iname '*.jpeg' -o -iname '*.png' -o -iname '*.webp' \) | sort | head -n 1)
 words=$($omnimamba caption -m "$out/model" "$first")
 echo "$first: $words"
 $omnimamba generate -m "$out/model" "$words" -o "$out/drawn.png" --seed 1 --force

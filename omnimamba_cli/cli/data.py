@@ -8,7 +8,7 @@ import typer
 
 from omnimamba_cli.cli import options, train_common
 from omnimamba_cli.cli.option_groups import takes_groups
-from omnimamba_cli.cli.output import Output
+from omnimamba_cli.cli.output import Output, printable
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.errors import ExitCode, UsageError
 
@@ -172,7 +172,7 @@ def _report(out: Output, report: "FileReport") -> None:
     for kind, problem in report.problems.items():
         out.line(f"  {problem.count:,} {WORDS[kind]}{'' if kind in REMARKS else ', skipped in training'}")
         for name, reason in problem.first:
-            out.line(f"    {name}: {reason}")
+            out.line(f"    {printable(name)}: {printable(reason)}")
         if problem.count > len(problem.first):
             out.line(f"    and {problem.count - len(problem.first):,} more")
     for example in report.examples:

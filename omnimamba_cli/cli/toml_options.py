@@ -23,7 +23,7 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 def read(path: Path, *, hint: str | None = None) -> Values:
     """What a file holds. Raises InputError for one that cannot be read or is no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: {file_reason(error)}", hint=hint) from None
     except ValueError as error:  # of TOML or of UTF-8

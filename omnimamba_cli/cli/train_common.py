@@ -9,14 +9,14 @@ import typer
 
 from omnimamba_cli.cli import options
 from omnimamba_cli.cli.config_file import ConfigFile, effective
-from omnimamba_cli.cli.output import Bar, Output
+from omnimamba_cli.cli.output import Bar, Output, printable
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from omnimamba_cli.config import Task
     from omnimamba_cli.engine.starting import StageSettings
-    from omnimamba_cli.train.events import Event, Plan
+    from omnimamba_cli.train.events import Event, Plan, Skipped
     from omnimamba_cli.train.loop_config import LoopConfig
     from omnimamba_cli.train.stages import Recipe
 
@@ -48,7 +48,7 @@ class LoopOptions:
     """How a run goes, whatever it trains."""
 
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0, help="On matrices.")] = 0.0
-    clip: Annotated[float, typer.Option("--clip", help="Largest norm of the gradient.")] = 1.0
+    clip: Annotated[float, typer.Option("--clip", help="Largest norm of the gradient; inf: any.")] = 1.0
     accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches a step; saves memory.")] = 1
     ema: Annotated[
         float, typer.Option("--ema", help="Decay of the weights' average, which is then saved; 0: none.")
@@ -231,7 +231,7 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
     if not is_first_process():
         for event in events:  # the first of several processes tells, but of bad samples each knows its own
             if isinstance(event, Skipped):
-                out.note(f"skipped {event.name}: {event.reason}")
+                _skipped(event, out)
         return
     last: Saved | None = None
     ending: ExitCode | None = None
@@ -241,7 +241,7 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
             if isinstance(event, Note):
                 out.note(event.text)
             elif isinstance(event, Skipped):
-                out.note(f"skipped {event.name}: {event.reason}")
+                _skipped(event, out)
             elif isinstance(event, Progress):
                 shown = _progress(event, out, bar, shown)
             elif isinstance(event, Evaluated):
@@ -263,6 +263,10 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
         out.line(str(last.path))
     if ending is not None:
         raise typer.Exit(ending)
+
+
+def _skipped(event: "Skipped", out: Output) -> None:
+    out.note(f"skipped {printable(event.name)}: {printable(event.reason)}")
 
 
 def _plan(event: "Plan", out: Output) -> None:

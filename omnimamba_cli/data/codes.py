@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zipfile
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,10 @@ from omnimamba_cli.data.sequences import t2i_prefix
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.errors import InputError
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
+CACHED = ("codes", "prefixes", "chosen", "first", "rejects")
+# what numpy and zipfile raise where a file is cut off or bytes of it are others
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError)
 
 
 class DrawnCodes:
@@ -129,8 +133,8 @@ def _read_cache(path: Path, key: str) -> dict[str, np.ndarray] | None:
         with np.load(path, allow_pickle=False) as file:
             if str(file["key"]) != key:
                 return None
-            return {name: file[name] for name in file.files if name != "key"}
-    except (OSError, ValueError, KeyError, EOFError):
+            return {name: file[name] for name in CACHED}
+    except DAMAGED:
         return None
 
 

@@ -6,6 +6,7 @@ Every format becomes the same records: {"image": name, "captions": [...]}, {"ima
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,32 +22,51 @@ TABLES = {".csv": ",", ".tsv": "\t"}
 # the first name is ours, the others are those of common exports
 IMAGE_KEYS = ("image", "file_name", "path")
 CAPTION_KEYS = ("captions", "caption", "text")
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such files begin
+NO_UTF_8 = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is none
 
 
 def read_records(path: Path, rejects: Rejects, label: str | None = None) -> Iterator[tuple[str, Record]]:
     """(name, record) of a file or folder, one at a time; the name says where it stands: `talks.json[3]`, `a.csv:7`.
 
     `label` stands for the file in names; without it, its own name. A malformed line or picture is a bad sample and goes
-    into `rejects`. Raises DataError for a malformed array or table head, InputError for what cannot be read.
+    into `rejects`, and so do words that are no UTF-8. Raises DataError for a malformed array or table head and for
+    UTF-16, InputError for what cannot be read.
     """
     label = label or path.name
     try:
         if path.is_dir():
             yield from _folder(path, label, rejects)
-        elif path.suffix.lower() in TABLES:
+            return
+        _check_encoding(path)
+        if path.suffix.lower() in TABLES:
             yield from _table(path, label, rejects)
         else:
-            with path.open(encoding="utf-8-sig", errors="replace") as file:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
                 start = file.read(1)
                 while start and start.isspace():
                     start = file.read(1)
                 file.seek(0)
-                yield from _array(path, label, file.read()) if start == "[" else _lines(label, file, rejects)
+                yield from _array(path, label, file.read(), rejects) if start == "[" else _lines(label, file, rejects)
     except OSError as error:
         raise InputError(
             f"{error.filename or path}: {file_reason(error)}",
             hint="give a .json, .jsonl, .csv or .tsv file, a folder of pictures with texts, or .tar shards",
         ) from None
+
+
+def _check_encoding(path: Path) -> None:
+    """Raises DataError for UTF-16, which would be thousands of lines of no JSON."""
+    with path.open("rb") as file:
+        if file.read(2) in UTF_16:
+            raise DataError(f"{path} is UTF-16", hint="save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > FILE.utf8")
+
+
+def utf_8(text: str) -> str:
+    """Text that was decoded with errors="surrogateescape". Raises ValueError naming a byte that is no UTF-8."""
+    if not text.isascii() and (found := NO_UTF_8.search(text)):
+        raise ValueError(f"byte 0x{ord(found[0]) - 0xDC00:02x} is no UTF-8")
+    return text
 
 
 def root_of(path: Path, image_root: Path | None) -> Path:
@@ -68,7 +88,7 @@ def _lines(label: str, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple
             continue
         name = f"{label}:{number}"
         try:
-            value = parse(line)
+            value = parse(utf_8(line))
         except ValueError as error:
             rejects.add(name, f"no valid JSON ({error})")
             continue
@@ -78,15 +98,15 @@ def _lines(label: str, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple
             rejects.add(name, "no JSON object")
 
 
-def _array(path: Path, label: str, text: str) -> Iterator[tuple[str, Record]]:
+def _array(path: Path, label: str, text: str, rejects: Rejects) -> Iterator[tuple[str, Record]]:
     decoder = json.JSONDecoder()
     place, number = text.index("[") + 1, 0
     while True:
         while text[place : place + 1].isspace() or text[place : place + 1] == ",":
             place += 1
         if text[place : place + 1] == "]":
-            return
-        number += 1
+            break
+        number, begin = number + 1, place
         try:
             value, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
@@ -96,7 +116,18 @@ def _array(path: Path, label: str, text: str) -> Iterator[tuple[str, Record]]:
             ) from None
         if not isinstance(value, dict):
             raise DataError(f"{path}: item {number} is no JSON object", hint="every item is one sample: {...}")
-        yield f"{label}[{number}]", value
+        name = f"{label}[{number}]"
+        try:
+            utf_8(text[begin:place])
+        except ValueError as error:
+            rejects.add(name, str(error))
+            continue
+        yield name, value
+    if rest := text[place + 1 :].strip():
+        raise DataError(
+            f"{path} goes on after its array: {rest[:20]}",
+            hint="a file holds one array; arrays of several files can be given as several files",
+        )
 
 
 def _table(path: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Record]]:
@@ -104,18 +135,19 @@ def _table(path: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Reco
     found: dict[str, tuple[str, list[str]]] = {}
     line = 0  # that the last good row ends in
     try:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             # strict: a quotation mark left open would make one caption of the rest
             rows = csv.DictReader(_clean(file), delimiter=TABLES[path.suffix.lower()], strict=True)
             columns = _columns(path, rows.fieldnames or ())
+            line = rows.line_num
             for row in rows:
                 line = rows.line_num
-                image, caption = (row[column] for column in columns)
                 name = f"{label}:{line}"
-                if image and caption:
+                try:
+                    image, caption = _cells(row, columns)
                     found.setdefault(image, (name, []))[1].append(caption)
-                else:
-                    rejects.add(name, "it lacks its picture or its caption")
+                except ValueError as error:
+                    rejects.add(name, str(error))
     except csv.Error as error:
         raise DataError(
             f"{path} is no valid table: the row that begins in line {line + 1}: {error}",
@@ -123,6 +155,17 @@ def _table(path: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Reco
         ) from None
     for image, (name, captions) in found.items():
         yield name, {"image": image, "captions": captions}
+
+
+def _cells(row: Record, columns: Sequence[str]) -> tuple[str, str]:
+    """A row's picture and caption. Raises ValueError for a row that has not just these in their columns."""
+    image, caption = (row[column] for column in columns)
+    if not (image and caption):
+        raise ValueError("it lacks its picture or its caption")
+    # the reader's key of what is past the last column
+    if any(row.get(None, ())):  # type: ignore[call-overload]  # its stubs know no None
+        raise ValueError("it has more cells than the first line names: a caption with a comma needs quotation marks")
+    return utf_8(image), utf_8(caption)
 
 
 def _clean(lines: Iterable[str]) -> Iterator[str]:
@@ -147,18 +190,23 @@ def _folder(folder: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, R
         raise InputError(f"{folder}: no pictures below it ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})")
     for picture in pictures:
         image = picture.relative_to(folder).as_posix()
-        name = f"{label}/{image}"
+        name, beside = f"{label}/{image}", picture.with_suffix(".txt")
         try:
-            text = picture.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace")
+            text = utf_8(beside.read_text(encoding="utf-8-sig", errors="surrogateescape"))
         except FileNotFoundError:
-            rejects.add(name, f"there is no {picture.with_suffix('.txt').name} with its captions beside it")
+            rejects.add(name, f"there is no {beside.name} with its captions beside it")
+            continue
+        except (OSError, ValueError) as error:
+            reason = file_reason(error) if isinstance(error, OSError) else str(error)
+            rejects.add(name, f"its captions, {beside.name}: {reason}")
             continue
         yield name, {"image": image, "captions": [line.strip() for line in text.splitlines()]}
 
 
 def pictures_below(folder: Path) -> list[Path]:
     """Files below a folder that are pictures by their names, in the order of their paths."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    named = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in named if not p.is_dir())
 
 
 def image_of(record: Record) -> str | None:

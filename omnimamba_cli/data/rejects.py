@@ -40,7 +40,7 @@ class Rejects:
 
     def none_left(self, paths: Iterable[object]) -> DataError:
         """The error for data of which nothing can be used."""
-        why = f"; first: {self.first}" if self.reasons else ""
+        why = f"; first: {self.first}" if self.reasons else ": there is none"
         return DataError(f"no sample of {', '.join(map(str, paths))} can be used{why}", hint=REMEDY)
 
     def check(self, seen: int, total: int | None = None) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.files import DataFile
-from omnimamba_cli.data.records import IMAGE_SUFFIXES, Record
+from omnimamba_cli.data.records import IMAGE_SUFFIXES, Record, utf_8
 from omnimamba_cli.data.rejects import Bad, Rejects
 from omnimamba_cli.data.samples import Maker, Raw, make, words_of
 from omnimamba_cli.errors import DataError, InputError, UsageError, file_reason
@@ -84,21 +84,27 @@ def _library() -> Any:  # Any: the module, of an optional package
 
 
 def _listed(path: Path) -> list[Shard]:
-    found: list[Shard] = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = parse(line)
-            url = row["shard"]
-            # a relative path means: beside the list
-            found.append(Shard(url if is_remote(url) else str(path.parent / url), int(row["samples"])))
-    except OSError as error:
-        raise InputError(f"{path}: {file_reason(error)}") from None
-    except (ValueError, KeyError, TypeError) as error:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        reason = file_reason(error) if isinstance(error, OSError) else str(error)
+        raise InputError(f"{path}: {reason}") from None
+    return [_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _line(path: Path, number: int, line: str) -> Shard:
+    """A line of a list."""
+    try:
+        row = parse(line)
+        url, samples = row["shard"], row["samples"]
+        if not isinstance(samples, int) or samples < 0:
+            raise ValueError(f"samples is {samples!r}")
+        # a relative path means: beside the list
+        return Shard(url if is_remote(url) else str(path.parent / url), samples)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}:{len(found) + 1}: no shard with its number of samples ({error})",
-            hint="omnimamba data index makes lists",
+            f"{path}:{number}: no shard with its number of samples ({error})", hint="omnimamba data index makes lists"
         ) from None
-    return found
 
 
 def count_local(path: Path, rejects: Rejects) -> int:
@@ -111,7 +117,9 @@ def count_local(path: Path, rejects: Rejects) -> int:
         raise InputError(f"{path}: {file_reason(error)}") from None
     except (tarfile.TarError, EOFError) as error:
         names = names[:-1]  # the last header's content is not whole
-        rejects.add(str(path), f"the tar file is damaged or cut off ({error})")
+        # further lines tell of every compression that was tried
+        reason = str(error).split("\n")[0].rstrip(":")
+        rejects.add(str(path), f"the tar file is damaged or cut off ({reason})")
     return sum(1 for _ in _grouped({"fname": name, "data": b"", "__url__": ""} for name in names))
 
 
@@ -125,6 +133,14 @@ def _grouped(files: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     kept = (f for f in files if not META.match(f["fname"]))
     found: Iterator[dict[str, Any]] = _library().tariterators.group_by_keys(kept)
     return found
+
+
+def _promised(shard: Shard, found: int) -> DataError:
+    """The error for a shard that holds fewer samples than it was counted with."""
+    return DataError(
+        f"{shard.url} holds {found} samples, not {shard.samples} as its list says",
+        hint="omnimamba data index makes the list anew",
+    )
 
 
 def samples_of(url: str) -> Iterator[Raw | Bad]:
@@ -160,7 +176,8 @@ def _record(fields: dict[str, Any]) -> Record:
         value = parse(fields["json"])  # UnicodeDecodeError is a ValueError, too
         record = value if isinstance(value, dict) else {}
     if "txt" in fields and not record.keys() & {"conversations", "captions", "caption"}:
-        return {"captions": [line.strip() for line in fields["txt"].decode("utf-8", "replace").splitlines()]}
+        words = utf_8(fields["txt"].decode("utf-8-sig", "surrogateescape"))
+        return {"captions": [line.strip() for line in words.splitlines()]}
     return record
 
 
@@ -188,7 +205,13 @@ class ShardSamples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
         for shard in self.shards:
             first, last = max(start - at, 0), min(end - at, shard.samples)
             if first < last:
-                yield from ((at + i, raw) for i, raw in enumerate(islice(samples_of(shard.url), last)) if i >= first)
+                read = 0
+                for raw in islice(samples_of(shard.url), last):
+                    if read >= first:
+                        yield at + read, raw
+                    read += 1
+                if read < last:
+                    raise _promised(shard, read)
             at += shard.samples
 
     def __getitem__(self, key: tuple[int, Raw | Bad]) -> Any:  # Any: Made | Bad
@@ -263,9 +286,6 @@ class Lane:
         read = list(islice(self.stream, wanted))
         self.streams_at = (self.epoch, shard, number + 1)
         if len(read) < wanted:
-            raise DataError(
-                f"{url} holds {number * BLOCK + len(read)} samples, not {samples} as its list says",
-                hint="omnimamba data index makes the list anew",
-            )
+            raise _promised(self.shards[shard], number * BLOCK + len(read))
         mixed = np.random.default_rng([self.seed, self.epoch, shard, number]).permutation(wanted)
         self.block = [read[i] for i in mixed]

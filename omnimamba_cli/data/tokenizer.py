@@ -88,6 +88,11 @@ class TextStream:
         return now[len(before) :]
 
 
+def save(tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer.json, the bytes that the library writes. Its own method hides OSErrors in a bare Exception."""
+    path.write_bytes(tokenizer.to_str(pretty=True).encode())
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of at most vocab_size ids; id 0 is end-of-text. Any text of any language has ids."""
     tokenizer = Tokenizer(models.BPE())

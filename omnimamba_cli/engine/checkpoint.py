@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data.tokenizer import TextTokenizer
+from omnimamba_cli.data.tokenizer import save as save_tokenizer
 from omnimamba_cli.engine import card, storage
 from omnimamba_cli.engine.safetensors_io import Header, read_header, write_entries
 from omnimamba_cli.engine.storage import Storage
@@ -212,7 +213,7 @@ def save_directory(
             write_part(directory, part, module.state_dict(), storage)
         tokenizer = files._tokenizer
         if tokenizer is not None:
-            tokenizer.tokenizer.save(str(directory / TOKENIZER))
+            save_tokenizer(tokenizer.tokenizer, directory / TOKENIZER)
         elif files.directory is not None and (files.directory / TOKENIZER).is_file():
             shutil.copyfile(files.directory / TOKENIZER, directory / TOKENIZER)
         write_config(directory, files.config)

@@ -21,6 +21,7 @@ from omnimamba_cli.data.mixing import loader
 from omnimamba_cli.data.pictures import Captioned, CaptionedMaker
 from omnimamba_cli.data.rejects import Bad
 from omnimamba_cli.data.shards import is_shards
+from omnimamba_cli.engine.alone import alone
 from omnimamba_cli.engine.opening import holds_codes, open_samples, pixel_encoder
 from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.safetensors_io import partial
@@ -82,7 +83,12 @@ class Tokenizing:
         return self.end - self.start
 
     def run(self) -> Iterator[Event]:
-        """Write {"tokens", "captions"} JSON lines."""
+        """Write {"tokens", "captions"} JSON lines. Raises InputError where another process does the same part."""
+        lines = _lines(self.settings, self.settings.shard[0])
+        with alone(lines.with_name(lines.name + ".lock"), lines):
+            yield from self._run()
+
+    def _run(self) -> Iterator[Event]:
         settings = self.settings
         for name, reason in self.samples.rejects.reasons.items():
             yield Skipped(name=name, reason=reason)

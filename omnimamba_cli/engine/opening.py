@@ -124,6 +124,15 @@ def holds_codes(path: Path) -> bool:
     return any("tokens" in record for _, record in islice(read_records(path, Rejects()), 1))
 
 
+def check_held_codes(paths: Sequence[Path]) -> None:
+    """Raises UsageError for held-out drawings that are pictures: they are compared with codes."""
+    if not _all_codes(paths):
+        raise UsageError(
+            f"{paths[0]} holds pictures, held-out drawings are read as codes",
+            hint=f"omnimamba tokenize --data {paths[0]} --vq MODEL -o held.jsonl",
+        )
+
+
 def _vq(start: Start) -> VQModel:
     path = start.copies.get("vq.safetensors")
     if path is None:

@@ -7,10 +7,13 @@ sheets/ and best/ (a model directory).
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omnimamba_cli.engine import card, checkpoint
+from omnimamba_cli.engine.alone import alone
 from omnimamba_cli.engine.bench_machine import versions
 from omnimamba_cli.engine.checkpoint import ModelFiles
 from omnimamba_cli.engine.safetensors_io import partial
@@ -32,10 +35,23 @@ def check_output(output: Path, *, resume: bool, force: bool, marker: str = check
         raise InputError(f"{output} holds a run or a model", hint="--resume continues, --force starts anew")
 
 
+@contextmanager
+def held(output: Path, writes: bool) -> Iterator[None]:
+    """A run's directory, this run's alone meanwhile, where this process `writes`. Raises InputError as alone does."""
+    if not writes:
+        yield
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {file_reason(error)}") from None
+    with alone(output / ".running", output):
+        yield
+
+
 def prepare_output(output: Path, *, resume: bool) -> list[Event]:
     """Make the run's directory ready: no snapshots unless it resumes, no unfinished files. Raises InputError."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
         if not resume:
             for old in OF_A_RUN:
                 shutil.rmtree(output / old, ignore_errors=True)
@@ -85,23 +101,29 @@ def toml(value: Any) -> str:  # Any: text, numbers, truth values and lists of th
 
 
 def save_result(output: Path, start: Start, storage: Storage) -> None:
-    """The model directory: each file whole before it takes its name, config.json last."""
+    """The model directory: each file whole before it takes its name, config.json last. Raises InputError."""
     temporary = output / ".result.partial"
     shutil.rmtree(temporary, ignore_errors=True)
-    opened = start.towers is not None and any(p.requires_grad for p in start.towers.parameters())
-    files = ModelFiles(start.config, start.model, start.towers if opened else None, None, start.tokenizer)
-    checkpoint.save_directory(temporary, files, storage=storage)
-    for name, source in start.copies.items():
-        target = temporary / name
-        if not target.exists():
-            checkpoint.link_or_copy(source, target)
-    text = card.render(start.config, checkpoint.part_sizes(temporary))
-    (temporary / checkpoint.CARD).write_text(text, encoding="utf-8")
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        _write_result(temporary, start, storage)
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == checkpoint.CONFIG):
             path.replace(output / path.name)
-        # renaming a file onto another link to itself leaves both names
-        shutil.rmtree(temporary)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {file_reason(error)}") from None
+    except (OSError, InputError) as error:
+        said = f"{output} cannot be written: {file_reason(error)}" if isinstance(error, OSError) else error.message
+        # the last snapshot holds all that was learnt
+        raise InputError(said, hint="free some space, then --resume") from None
+    finally:
+        # of a failure; and renaming a file onto another link to itself leaves both names
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_result(folder: Path, start: Start, storage: Storage) -> None:
+    opened = start.towers is not None and any(p.requires_grad for p in start.towers.parameters())
+    files = ModelFiles(start.config, start.model, start.towers if opened else None, None, start.tokenizer)
+    checkpoint.save_directory(folder, files, storage=storage)
+    for name, source in start.copies.items():
+        target = folder / name
+        if not target.exists():
+            checkpoint.link_or_copy(source, target)
+    text = card.render(start.config, checkpoint.part_sizes(folder))
+    (folder / checkpoint.CARD).write_text(text, encoding="utf-8")

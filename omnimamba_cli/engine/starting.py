@@ -132,13 +132,35 @@ def _switch(start: Start, settings: StageSettings) -> None:
 
 def _merged(settings: StageSettings) -> Start:
     if settings.init_mmu is None or settings.init_t2i is None:
-        raise UsageError("stage 2 starts from two results of stage 1 or from one model", hint="--init-mmu, --init-t2i")
+        raise UsageError(
+            "stage 2 starts from two results of stage 1 or from one model",
+            hint="--init-mmu DIR --init-t2i DIR, or --init MODEL",
+        )
+    _check_task(settings.init_mmu, "mmu")
+    _check_task(settings.init_t2i, "t2i")
     mmu, t2i = _loaded(settings.init_mmu), _loaded(settings.init_t2i)
     for name in ("backbone", "text", "vq", "vocabulary"):
         if getattr(mmu.config, name) != getattr(t2i.config, name):
             raise CheckpointError(f"{settings.init_mmu} and {settings.init_t2i} differ in config.json: {name}")
     mmu.model.load_state_dict(merge(mmu.model.state_dict(), t2i.model.state_dict()))
     return dataclasses.replace(mmu, copies={**t2i.copies, **mmu.copies})
+
+
+def _check_task(directory: Path, task: Task) -> None:
+    """Raises CheckpointError for a result of the other task: merged, it would give its untrained parts alone.
+
+    What a directory is the result of stands in its train.json; one without is taken as it is.
+    """
+    try:
+        settings = parse((directory / "train.json").read_text(encoding="utf-8"))["settings"]
+        found = settings["task"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if found in ("mmu", "t2i") and found != task:
+        raise CheckpointError(
+            f"{directory} is the result of stage 1 of {found}, not of {task}",
+            hint=f"--init-{found} {directory}; one that has learnt both tasks: --init {directory}",
+        )
 
 
 def start_of(settings: StageSettings) -> Start:

@@ -9,7 +9,7 @@ from omnimamba_cli.config import VQConfig
 from omnimamba_cli.data.records import TABLES, captions_of, read_records, turns_of
 from omnimamba_cli.data.rejects import Rejects
 from omnimamba_cli.data.sequences import TRAINING_PROMPT
-from omnimamba_cli.data.tokenizer import train_bpe
+from omnimamba_cli.data.tokenizer import save, train_bpe
 from omnimamba_cli.engine import checkpoint
 from omnimamba_cli.engine.safetensors_io import partial
 from omnimamba_cli.engine.starting import fill, part_file, vq_config
@@ -28,7 +28,7 @@ def train_text_tokenizer(
         raise InputError(f"{output} exists", hint="--force replaces it")
     tokenizer = train_bpe(itertools.chain.from_iterable(map(_texts, data)), vocab_size)
     with partial(output) as temporary:
-        tokenizer.save(str(temporary))
+        save(tokenizer, temporary)
     yield Note(text=f"{tokenizer.get_vocab_size():,} ids")
     yield Saved(path=output, step=0)
 

@@ -19,12 +19,13 @@ from omnimamba_cli.data.talks import Conversations
 from omnimamba_cli.engine import curves, samples
 from omnimamba_cli.engine.board import Board, summary_writer
 from omnimamba_cli.engine.memory import memory_explained
-from omnimamba_cli.engine.opening import OpenData, open_data, said
+from omnimamba_cli.engine.opening import OpenData, check_held_codes, open_data, said
 from omnimamba_cli.engine.rehearsal import rehearse, state_bytes
 from omnimamba_cli.engine.run_folder import (
     BEST,
     check_output,
     has_snapshot,
+    held,
     prepare_output,
     save_result,
     write_settings,
@@ -103,6 +104,7 @@ def _held_out(settings: StageSettings, start: Start) -> HeldOutLanguage | None:
         root, questions = settings.image_root, settings.questions
         talks = Conversations(paths["mmu"], root, start.config, start.tokenizer, questions=questions)
     if "t2i" in paths:
+        check_held_codes(paths["t2i"])
         drawings = DrawnCodes(paths["t2i"], replace(start.config, caption_dropout=0.0), start.tokenizer)
     return HeldOutLanguage(
         talks,
@@ -134,13 +136,14 @@ def train(settings: StageSettings) -> Iterator[Event]:
     accelerate = accelerator(device, settings.loop.precision)
     yield from data.said
     if held_out is not None:
-        for held, what in ((held_out.talks, "held-out mmu"), (held_out.drawings, "held-out t2i")):
-            yield from said(held, what, settings.loop.seed) if held is not None else ()
-    if accelerate.is_main_process and not settings.dry_run:
-        yield from prepare_output(settings.output, resume=settings.resume)
-    accelerate.wait_for_everyone()
+        for kept, what in ((held_out.talks, "held-out mmu"), (held_out.drawings, "held-out t2i")):
+            yield from said(kept, what, settings.loop.seed) if kept is not None else ()
     trained = freeze(start.model, start.towers, settings.stage, settings.task, settings.unfreeze)
-    with stop_signals() as should_stop, _memory(settings, start):
+    writes = accelerate.is_main_process and not settings.dry_run
+    with held(settings.output, writes), stop_signals() as should_stop, _memory(settings, start):
+        if writes:
+            yield from prepare_output(settings.output, resume=settings.resume)
+        accelerate.wait_for_everyone()
         job = _job(settings, start, data, accelerate)
         loop = Loop(
             job,

@@ -17,7 +17,7 @@ from omnimamba_cli.engine import checkpoint, curves
 from omnimamba_cli.engine.board import Board, summary_writer
 from omnimamba_cli.engine.memory import memory_explained
 from omnimamba_cli.engine.rehearsal import measured, state_bytes
-from omnimamba_cli.engine.run_folder import check_output, has_snapshot, prepare_output, write_settings
+from omnimamba_cli.engine.run_folder import check_output, has_snapshot, held, prepare_output, write_settings
 from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.safetensors_io import partial, write_safetensors
 from omnimamba_cli.engine.samples import save_sheet
@@ -63,8 +63,6 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
     if not settings.dry_run:
         check_output(settings.output, resume=settings.resume, force=settings.force, marker=VQ_FILE)
     pictures = Pictures.below(settings.data, settings.config.image_size)
-    if not settings.dry_run:
-        yield from prepare_output(settings.output, resume=settings.resume)
     yield Note(text=f"{len(pictures):,} pictures")
     accelerate = accelerator(device, settings.loop.precision)
     if accelerate.num_processes > 1:
@@ -74,7 +72,10 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
         source = ResidentPictures(pictures, accelerate.device, workers=settings.workers)
         yield Note(text=f"all pictures are kept on {accelerate.device}")
     memory = memory_explained({"--batch": settings.batch}, settings.output, accumulate=settings.loop.accumulate)
-    with stop_signals() as should_stop, fixed_shapes(accelerate.device), memory:
+    mine = held(settings.output, not settings.dry_run)
+    with mine, stop_signals() as should_stop, fixed_shapes(accelerate.device), memory:
+        if not settings.dry_run:
+            yield from prepare_output(settings.output, resume=settings.resume)
         job, model = _vq_job(settings, source, accelerate.device)
         files = [DataFile.opened(settings.data, len(pictures))]
         loop = Loop(job, settings.loop, accelerate, settings.output, data=files, should_stop=should_stop)

@@ -18,14 +18,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from omnimamba_cli.data.files import DataFile
-from omnimamba_cli.errors import InputError, OmniMambaError, UsageError
+from omnimamba_cli.errors import InputError, UsageError
 from omnimamba_cli.train import snapshots
 from omnimamba_cli.train.events import Evaluated, Event, Finished, Note, Progress, Saved
 from omnimamba_cli.train.loop_config import LoopConfig
 from omnimamba_cli.train.metrics import MetricsFile
 from omnimamba_cli.train.optimiser import Average, adamw, learning_rate
 from omnimamba_cli.train.sharding import is_sharded, make_whole, whole
-from omnimamba_cli.train.state import fingerprint, held_out_changed, restore, tensors_of
+from omnimamba_cli.train.state import check_finite, fingerprint, held_out_changed, restore, tensors_of
 
 AGREE_EVERY = 10  # steps between which processes do not ask each other whether to go on
 
@@ -249,11 +249,7 @@ class Loop:
         ranks = self.accelerate.num_processes
         sums = (self.accelerate.reduce(summed, "mean") if ranks > 1 else summed).tolist()
         values = {n: s / self.window_steps for n, s in zip(names, sums, strict=True)}
-        if not math.isfinite(values["loss"]):
-            raise OmniMambaError(
-                f"the loss is {values['loss']} at step {self.step}: training has diverged",
-                hint="lower --lr, then --resume from the last snapshot",
-            )
+        check_finite(self.step, loss=values["loss"], grad_norm=values["grad_norm"])
         now = time.monotonic()
         c = self.config
         values["lr"] = self._rate(self.step - 1)
@@ -296,6 +292,8 @@ class Loop:
         return bool(by_time) or bool(c.save_every and self.step % c.save_every == 0)
 
     def _save(self) -> Saved:
+        # a snapshot of lost weights would push out the good ones
+        check_finite(self.step, grad_norm=float(self.window.get("grad_norm", 0.0)))
         target = self.snapshot_folder / f"step-{self.step:08d}"
         main = self.accelerate.is_main_process
         if main or self.sharded:  # of shards every process has to give its own
@@ -319,8 +317,8 @@ class Loop:
         found, broken = snapshots.latest(self.snapshot_folder)
         if found is None:
             raise InputError(
-                f"{self.snapshot_folder} holds no snapshot to resume from" + (f" ({broken[0]})" if broken else ""),
-                hint="leave out --resume to start anew",
+                f"no snapshot to resume from: {broken[0] if broken else f'{self.snapshot_folder} holds none'}",
+                hint="--force in place of --resume starts anew",
             )
         restore(self, found)
         changed = held_out_changed(self, found)

@@ -46,6 +46,8 @@ class LoopConfig:
             raise UsageError(f"ema is {self.ema}; it must be from 0 to below 1")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UsageError(f"lr is {self.lr}; it must be above 0")
+        if not self.clip > 0:
+            raise UsageError(f"clip is {self.clip}; it must be above 0", hint="inf leaves gradients as they are")
 
 
 def accelerator(device: torch.device, precision: Precision) -> Accelerator:

@@ -40,15 +40,15 @@ def _sync(path: Path) -> None:
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int) -> Path:
     """Write folder/step-NNNNNNNN and drop all but the newest `keep`. Raises InputError when it cannot be written."""
     target = folder / f"step-{step:08d}"
-    temporary = folder / f".{target.name}.{secrets.token_hex(4)}.partial"
+    temporary, aside = (folder / f".{target.name}.{secrets.token_hex(4)}.partial" for _ in range(2))
     try:
         temporary.mkdir(parents=True)
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
         (temporary / STATE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
         for part in (temporary / TENSORS, temporary / STATE, temporary):
             _sync(part)
-        if target.exists():
-            shutil.rmtree(target)
+        if target.exists():  # not removed first: a run that is killed meanwhile would have half of it
+            target.rename(aside)
         temporary.rename(target)
         _sync(folder)
     except (OSError, SafetensorError) as error:
@@ -56,7 +56,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         raise InputError(f"{target} cannot be written: {reason}", hint="free some space, then --resume") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in list(newest_first(folder))[keep:]:
+    shutil.rmtree(aside, ignore_errors=True)
+    # later ones are damaged and were passed over: they must not count, or this one would go
+    for old in [p for p in newest_first(folder) if p.name <= target.name][keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -79,11 +81,11 @@ def load(path: Path) -> Snapshot:
 
 
 def latest(folder: Path) -> tuple[Snapshot | None, list[str]]:
-    """The newest snapshot that can be read, and a line for each newer one that cannot."""
+    """The newest snapshot that can be read, and a line for each newer one that cannot; without one, for all."""
     broken = []
     for path in newest_first(folder):
         try:
-            return load(path), broken
+            return load(path), [f"{message}; using the one before" for message in broken]
         except InputError as error:
-            broken.append(f"{error.message}; using the one before")
+            broken.append(error.message)
     return None, broken

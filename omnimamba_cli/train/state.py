@@ -1,6 +1,7 @@
 """What a snapshot of a run holds, and how a run takes it up again."""
 
 import hashlib
+import math
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,12 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from omnimamba_cli.data.files import DataFile, difference
-from omnimamba_cli.errors import InputError
+from omnimamba_cli.errors import InputError, UsageError
 from omnimamba_cli.train.sharding import cut_like, whole
 from omnimamba_cli.train.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from omnimamba_cli.train.loop import Loop
+
+
+def check_finite(step: int, **values: float) -> None:
+    """Raises UsageError where a value, the same in every process, is no number: the weights are lost."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UsageError(
+                f"{name} is {value} at step {step}: training has diverged",
+                hint="lower --lr, then --resume; where that diverges too, remove the newest snapshot before",
+            )
 
 
 def tensors_of(loop: "Loop") -> dict[str, Tensor]:

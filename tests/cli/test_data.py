@@ -46,6 +46,13 @@ def test_few_bad_samples_are_6_and_many_are_3(run: Run, talks: Path) -> None:
     assert "hint: " in many.err
 
 
+def test_a_bad_sample_is_one_line_whatever_its_name_holds(run: Run, talks: Path) -> None:
+    row = json.loads(talks.read_text().splitlines()[0])
+    with talks.open("a") as file:
+        file.write(json.dumps({**row, "image": "a\nb\x1b[31m.png"}) + "\n")
+    assert "    talks.jsonl:21: a\\nb\\x1b[31m.png: no such file\n" in run("data", "check", "talks.jsonl").out
+
+
 def test_a_file_that_is_not_there_does_not_hide_the_others(run: Run, talks: Path) -> None:
     both = run("data", "check", "none.json", "talks.jsonl")
     assert (both.code, "20 of 20" in both.out) == (6, True)

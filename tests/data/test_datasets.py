@@ -92,6 +92,18 @@ def test_cache_gives_the_same_rows_and_follows_the_file(
     assert DrawnCodes([path], tiny_config, tokenizer).codes[:, 0].tolist() == [20, 21, 22]
 
 
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, tiny_config: ModelConfig, tokenizer: TextTokenizer) -> None:
+    path = write(tmp_path / "codes.jsonl", [row(i) for i in range(3)])
+    DrawnCodes([path], tiny_config, tokenizer)
+    cache = tmp_path / "codes.jsonl.cache.npz"
+    whole = cache.read_bytes()
+    other = whole.replace(b"rejects.npy", b"rejected.np")  # still a zip file
+    for damaged in (whole[: len(whole) // 2], whole.replace(b"PK\x01\x02", b"PK\x01\x03"), other, b""):
+        cache.write_bytes(damaged)
+        assert DrawnCodes([path], tiny_config, tokenizer).codes[:, 0].tolist() == [0, 1, 2]
+        assert cache.read_bytes() != damaged
+
+
 def test_captions_are_drawn_anew_and_dropped_at_the_stated_rate(
     tmp_path: Path, tiny_config: ModelConfig, tokenizer: TextTokenizer
 ) -> None:

@@ -71,6 +71,14 @@ def test_rows_without_picture_or_caption_are_named(tmp_path: Path) -> None:
     assert list(rejects.reasons) == ["a.csv:2", "a.csv:3", "a.csv:4"]
 
 
+def test_a_caption_that_was_cut_at_its_comma_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,caption\na.png,a dog, a cat\nb.png,a fox,,\n")
+    rejects = Rejects()
+    assert [captions for _, captions, _ in records(tmp_path / "a.csv", rejects)] == [["a fox"]]
+    assert list(rejects.reasons) == ["a.csv:2"]
+    assert "a caption with a comma needs quotation marks" in rejects.reasons["a.csv:2"]
+
+
 def test_a_table_needs_its_columns_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a.png,a fox\n")
     with pytest.raises(DataError, match=r"a.csv: its first line \(a.png, a fox\) does not name") as error:
@@ -85,6 +93,46 @@ def test_a_table_with_an_open_quotation_mark_says_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a.csv is no valid table: the row that begins in line 6: unexpected") as error:
         records(tmp_path / "a.csv")
     assert "quotation mark" in (error.value.hint or "")
+    (tmp_path / "b.csv").write_text('image,caption\na.png,"a house\n')
+    with pytest.raises(DataError, match="the row that begins in line 2: unexpected"):
+        records(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "photos"])
+def test_words_that_are_no_utf_8_cost_one_sample_and_are_never_replaced(tmp_path: Path, name: str) -> None:
+    rows = [{"image": "a.png", "captions": ["caf\xe9"]}, {"image": "b.png", "captions": ["a \ufffd as it was written"]}]
+    path = tmp_path / name
+    if name == "photos":
+        path.mkdir()
+        for row in rows:
+            Image.new("RGB", (4, 4)).save(path / str(row["image"]))
+        (path / "a.txt").write_bytes(b"caf\xe9\n")
+        (path / "b.txt").write_text(rows[1]["captions"][0], encoding="utf-8")
+    else:
+        texts = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+        if name == "a.csv":
+            texts = [f"{row['image']},{row['captions'][0]}".encode() for row in rows]
+        texts[0] = texts[0].replace("\xe9".encode(), b"\xe9")
+        before, between, after = {"a.json": (b"[", b",", b"]"), "a.csv": (b"image,caption\n", b"\n", b"")}.get(
+            name, (b"", b"\n", b"")
+        )
+        path.write_bytes(before + between.join(texts) + after)
+    rejects = Rejects()
+    assert [captions for _, captions, _ in records(path, rejects)] == [rows[1]["captions"]]
+    assert ["byte 0xe9 is no UTF-8" in reason for reason in rejects.reasons.values()] == [True]
+
+
+def test_utf_16_is_called_by_its_name(tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", json.dumps(ROWS[0])), ("a.csv", "image,caption\na.png,a fox\n")):
+        (tmp_path / name).write_text(text, encoding="utf-16")
+        with pytest.raises(DataError, match=f"{name} is UTF-16"):
+            records(tmp_path / name)
+
+
+def test_two_arrays_in_one_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(ROWS) + "\n" + json.dumps(ROWS) + "\n")
+    with pytest.raises(DataError, match=r"a.json goes on after its array: \[\{"):
+        records(tmp_path / "a.json")
 
 
 def test_a_picture_without_text_is_named_and_an_empty_folder_refused(tmp_path: Path) -> None:
@@ -94,6 +142,17 @@ def test_a_picture_without_text_is_named_and_an_empty_folder_refused(tmp_path: P
     rejects = Rejects()
     assert records(tmp_path, rejects) == []
     assert rejects.reasons == {f"{tmp_path.name}/a.png": "there is no a.txt with its captions beside it"}
+
+
+def test_a_text_that_cannot_be_read_costs_one_sample_and_a_folder_is_no_picture(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").mkdir()
+    (tmp_path / "b.txt").write_text("a fox\n")
+    (tmp_path / "c.png").mkdir()
+    rejects = Rejects()
+    assert [image for _, _, image in records(tmp_path, rejects)] == ["b.png"]
+    assert rejects.reasons == {f"{tmp_path.name}/a.png": "its captions, a.txt: is a directory"}
 
 
 def test_what_is_not_there_says_what_is_taken(tmp_path: Path) -> None:

@@ -107,6 +107,14 @@ def test_samples_become_items(write_shards: Write, maker: TalkMaker) -> None:
     assert "number 2" in maker.tokenizer.decode(items[1].ids)
 
 
+def test_captions_that_are_no_utf_8_are_a_bad_sample(write_shards: Write, maker: TalkMaker) -> None:
+    path = write_shards([2]).parent / "00.tar"
+    path.write_bytes(path.read_bytes().replace(b"number 1\n", b"caf\xe9 au "))
+    _, item = (samples[key] for samples in [ShardSamples([path], maker)] for key in samples.in_order(0, 2))
+    assert isinstance(item, Bad)
+    assert item.reason == "byte 0xe9 is no UTF-8"
+
+
 @pytest.mark.parametrize(("member", "samples"), [(b"s3.png", 3), (b"s3.txt", 4)])
 def test_a_cut_off_shard_counts_what_is_whole_and_is_named(
     member: bytes, samples: int, write_shards: Write, maker: TalkMaker
@@ -139,13 +147,20 @@ def test_a_list_names_shards_behind_programs_and_beside_it(write_shards: Write) 
     found = find_shards(path, Rejects())
     read = [key_of(raw) for shard in found for raw in samples_of(shard.url)]
     assert read == ["s0", "s1", "s2", "s3", "s4"]
-    path.write_text(json.dumps(rows[0]) + '\n{"shard": "x"}\n')
-    with pytest.raises(DataError, match=r"all.shards.jsonl:2: no shard"):
-        find_shards(path, Rejects())
+    path.write_text("\n" + json.dumps(rows[0]) + "\n\n")
+    assert [shard.samples for shard in find_shards(path, Rejects())] == [3]
+    for wrong in ('{"shard": "x"}', '{"shard": "x", "samples": -3}', '{"shard": "x", "samples": 1.5}'):
+        path.write_text(json.dumps(rows[0]) + f"\n\n{wrong}\n")
+        with pytest.raises(DataError, match=r"all.shards.jsonl:3: no shard"):
+            find_shards(path, Rejects())
 
 
-def test_a_list_that_promises_too_much_is_refused(write_shards: Write) -> None:
+def test_a_list_that_promises_too_much_is_refused(write_shards: Write, maker: TalkMaker) -> None:
     shard = Shard(str(write_shards([3]).parent / "00.tar"), 5)
+    path = Path(shard.url).with_name("all.shards.jsonl")
+    path.write_text('{"shard": "00.tar", "samples": 5}\n')
+    with pytest.raises(DataError, match="holds 3 samples, not 5"):  # as data check and tokenize read them
+        list(ShardSamples([path], maker).raws())
     with pytest.raises(DataError, match="holds 3 samples, not 5"):
         names(ShardSampler([shard], 0, Split(1), 0), 5)
 
@@ -153,6 +168,10 @@ def test_a_list_that_promises_too_much_is_refused(write_shards: Write) -> None:
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         find_shards(tmp_path / "none.tar", Rejects())
+    (tmp_path / "empty.tar").write_bytes(b"")
+    rejects = Rejects()
+    find_shards(tmp_path / "empty.tar", rejects)
+    assert [len(reason.splitlines()) for reason in rejects.reasons.values()] == [1]
     with pytest.raises(UsageError, match="how many samples it holds is not known") as error:
         find_shards("pipe:cat x.tar", Rejects())
     assert "data index" in (error.value.hint or "")

@@ -87,6 +87,10 @@ def test_the_fine_tuning_recipe_runs(tiny_model: Path, tmp_path: Path) -> None:
     runpy.run_path(str(example / "demo_pictures.py"))["main"](tmp_path / "pictures")
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {"captions.jsonl", *(f"{i}.jpg" for i in range(10))}
+    for path in (tmp_path / "pictures").glob("*.jpg"):  # as cameras and phones name them
+        path.rename(path.with_suffix(".JPEG"))
+    listed = tmp_path / "pictures" / "captions.jsonl"
+    listed.write_text(listed.read_text().replace(".jpg", ".JPEG"))
     few = "--steps 2 --workers 0 --save-minutes 0"
     environment = {**with_a_command(tiny_model, tmp_path / "bin"), "MODEL": str(tiny_model)}
     done = subprocess.run(
@@ -103,7 +107,7 @@ def test_the_fine_tuning_recipe_runs(tiny_model: Path, tmp_path: Path) -> None:
     assert len((out / "codes.jsonl").read_text().splitlines()) == 10
     settings = json.loads((out / "model" / "train.json").read_text())["settings"]
     assert (settings["batch_mmu"], settings["loop"]["lr"], settings["loop"]["steps"]) == (5, 1e-3, 2)
-    assert done.stdout.splitlines()[-2].startswith("pictures/0.jpg: ")
+    assert done.stdout.splitlines()[-2].startswith("pictures/0.JPEG: ")
     assert Image.open(out / "drawn.png").size == (32, 32)
 
 

@@ -1,6 +1,7 @@
 """Data that are not as they should be: refused before the first step, or survived, counted and named."""
 
 import dataclasses
+import errno
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from omnimamba_cli.data.rejects import Rejects
+from omnimamba_cli.engine import checkpoint
 from omnimamba_cli.engine.training import Note, Progress, Skipped, StageSettings, train
 from omnimamba_cli.errors import DataError, InputError, UsageError
 from tests.train.conftest import Data, loop, stage
@@ -179,3 +181,22 @@ def test_an_output_that_cannot_be_written_is_refused(data: Data, tiny_model: Pat
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"):
         list(train(stage("t2i", data, tiny_model, tmp_path / "file" / "out")))
+
+
+def test_a_disk_that_is_full_when_the_result_is_written_loses_nothing(
+    data: Data, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    settings = stage("mmu", data, tiny_model, tmp_path / "out", resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "link_or_copy", full)
+        with pytest.raises(InputError, match=r"out cannot be written: no space left on device") as error:
+            list(train(settings))
+    assert error.value.hint == "free some space, then --resume"
+    assert list(tmp_path.rglob("*.partial")) == []
+    events = list(train(settings))
+    assert [e.text for e in events if isinstance(e, Note) and "resumed" in e.text] == ["resumed at step 4"]
+    assert (settings.output / "config.json").is_file()

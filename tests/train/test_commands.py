@@ -57,7 +57,8 @@ def test_help_states_the_papers_settings() -> None:
 
 
 def test_a_file_sets_options_and_the_command_line_wins(run: Run, common: list[str | Path], tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text('steps = 1\nlog_every = 1\nsave-minutes = 0\noutput = "out"\nseed = 3\n')
+    # as some editors write it: with a byte order mark
+    (tmp_path / "run.toml").write_text('\ufeffsteps = 1\nlog_every = 1\nsave-minutes = 0\noutput = "out"\nseed = 3\n')
     code, out, err = run("train-stage1 --config run.toml --steps 2", *common)
     assert (code, out) == (0, "out\n"), err
     settings = json.loads((tmp_path / "out" / "train.json").read_text())["settings"]["loop"]

@@ -132,6 +132,13 @@ def test_evaluations_need_data_and_data_need_evaluations(
     assert not (tmp_path / "out").exists()
 
 
+def test_held_out_pictures_in_place_of_codes_say_how_to_make_them(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    run = dataclasses.replace(settings(data, tiny_model, tmp_path / "out"), eval_t2i=(data.captions,))
+    with pytest.raises(UsageError, match=r"captions\.jsonl holds pictures, held-out drawings are read") as error:
+        list(train(run))
+    assert error.value.hint == f"omnimamba tokenize --data {data.captions} --vq MODEL -o held.jsonl"
+
+
 def test_curves_of_one_line_and_of_none() -> None:
     line = {"step": 1, "loss": 2.0, "lr": 1e-3, "eval_loss": 0.0}
     for lines in ([], [line], [line, {**line, "step": 2}]):

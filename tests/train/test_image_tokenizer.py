@@ -109,3 +109,15 @@ def test_text_tokenizer_reads_every_format_and_refuses_to_overwrite(data: Data, 
     assert any("house" in word for word in vocabulary)
     with pytest.raises(InputError, match="exists"):
         list(tokenizing.train_text_tokenizer(files, 300, out))
+
+
+def test_a_text_tokenizer_that_cannot_be_written_is_an_input_error(data: Data, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"tokenizer\.json cannot be written: file too large"):
+            list(tokenizing.train_text_tokenizer([data.captions], 300, tmp_path / "tokenizer.json"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

@@ -88,6 +88,13 @@ def test_stage_2_merges_two_results(data: Data, tiny_model: Path, tmp_path: Path
     list(train(opened))
     with pytest.raises(CheckpointError, match=r"first: layers\.0\."):
         list(train(dataclasses.replace(settings, init_t2i=tmp_path / "open", output=tmp_path / "refused")))
+    swapped = {"init_mmu": tmp_path / "t2i", "init_t2i": tmp_path / "mmu", "output": tmp_path / "refused"}
+    with pytest.raises(CheckpointError, match=r"t2i is the result of stage 1 of t2i, not of mmu") as error:
+        list(train(dataclasses.replace(settings, **swapped)))
+    assert (error.value.hint or "").startswith(f"--init-t2i {tmp_path / 't2i'}")
+    for half in halves.values():  # where nothing says what they are, they are taken as they are
+        (half / "train.json").write_text("[]")
+    assert len(losses(dataclasses.replace(settings, output=tmp_path / "taken"))) == 1
 
 
 def test_trained_answers_come_out_of_the_session(data: Data, tiny_model: Path, tmp_path: Path) -> None:
@@ -120,6 +127,27 @@ def test_time_limit_saves_and_stops_and_resume_finishes(data: Data, tiny_model: 
     assert 0 < last.step < 500
     rest = dataclasses.replace(short, resume=True, loop=loop(steps=last.step + 2))
     assert list(train(rest))[-1].complete
+
+
+def test_a_run_that_diverged_ends_before_its_snapshots_are_lost(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    def settings(**changes: Any) -> StageSettings:
+        config = loop(save_every=2, **changes)
+        return stage("both", data, tiny_model, tmp_path / "out", resume=True, loop=config)
+
+    list(train(settings(steps=4)))
+    with pytest.raises(UsageError, match=r"grad_norm is nan at step \d+: training has diverged") as error:
+        list(train(settings(steps=50, log_every=100, lr=1e30)))
+    assert (error.value.hint or "").startswith("lower --lr, then --resume")
+    events = list(train(settings(steps=8)))
+    losses = [e.values["loss"] for e in events if isinstance(e, Progress)]
+    assert len(losses) >= 2
+    assert all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize(("name", "value"), [("clip", 0.0), ("clip", -1.0), ("clip", math.nan), ("lr", math.inf)])
+def test_a_run_that_would_learn_nothing_is_refused(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"{name} is .*; it must be above 0"):
+        loop(**{name: value})
 
 
 def test_the_curve_can_follow_the_clock(
