@@ -24,7 +24,7 @@ from omnimamba_cli.train.language import LanguageJob, Objective, TaskBatches
 from omnimamba_cli.train.loop import Loop
 from omnimamba_cli.train.loop_config import accelerator
 from omnimamba_cli.train.stages import trainable_names
-from tests.train.conftest import Data, loop, stage
+from tests.train.conftest import Data, loop, stage, summed
 
 KINDS = ("mmu", "t2i", "both")
 
@@ -184,7 +184,7 @@ def test_drawing_loss_is_that_of_decoding_code_by_code(tiny_config: ModelConfig)
     prefix = torch.tensor([t2i_prefix(tiny_config, [5, 6, 7]), t2i_prefix(tiny_config, [])], dtype=torch.int32)
     codes = torch.randint(tiny_config.vq.codebook_size, (2, tiny_config.vq.codes), generator=generator)
     with torch.no_grad():
-        found = Objective(model, None, {"t2i": 1.0}).draw(DrawBatch(prefix, codes.int()))
+        found = summed(Objective(model, None, {"t2i": 1.0}), DrawBatch(prefix, codes.int()))
         state = model.new_state(2)
         hidden = model(model.embed_caption(prefix), "t2i", state)[:, -1]
         wanted = torch.zeros(())
@@ -242,6 +242,6 @@ def test_recomputing_keeps_less(tiny_config: ModelConfig) -> None:
 
         x = torch.zeros(2, 64, tiny_config.backbone.d_model)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            model(x, "t2i", recompute=recompute).sum().backward()
+            model.together({"t2i": x}, recompute=recompute)["t2i"].sum().backward()
         kept[recompute] = sum(saved.values())
     assert kept[True] < kept[False] / 3
