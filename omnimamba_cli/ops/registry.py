@@ -258,7 +258,7 @@ def report(device: torch.device) -> list[KernelChoice]:
         rows.append(KernelChoice(op, "torch", not fused, "triton is faster here" if fused else "works everywhere"))
     with torch.enable_grad():
         why = block_refusal(probe, 64, 128, 4, 8)
-    said = "training: one step of autograd, elementwise parts computed again instead of kept"
+    said = "training: one step of autograd of both tasks, norms computed again instead of kept"
     rows.append(KernelChoice("block", "triton", why is None, why or said))
     rows.append(KernelChoice("block", "torch", why is not None, "the operations above one by one"))
     rows.append(KernelChoice("ssd_step", "torch", True, "of steps that are not recorded"))

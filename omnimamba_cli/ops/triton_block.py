@@ -1,8 +1,8 @@
 """A whole residual block for training as one step of autograd: the products by the library, the rest by our kernels.
 
 residual + out_proj(gated norm(scan(convolution(in_proj(norm(residual)))))), with LoRA's pair beside in_proj. Of a token
-and layer only the residual, its norm, in_proj's output, the step sizes and the scan's output are kept for the backward
-pass, 38 KB at 1.3B in 16 bits; what lies between costs one pass over memory to compute again, and no product.
+and layer the residual, its norm, in_proj's output, the convolution's, the step sizes and the scan's output are kept for
+the backward pass, 46 KB at 1.3B in 16 bits; the gated norm comes out of its own gradient's kernel once more.
 LoRA is part of the product: in_proj multiplies [x, dropout(x) A^T] with [W, scale B]. Sequences of both tasks go
 through together, see ops/packing.py: one cast of each weight, one product, one gradient. Held to the block's plain form
 by tests/ops. Importing needs Triton.
@@ -138,7 +138,7 @@ class _Block(torch.autograd.Function):
         gate_rstd = norm_forward(y, z, gate, settings.eps, gated)
         ctx.save_for_backward(
             residual, norm, A, conv, conv_bias, dt_bias, decay, D, gate,
-            x, rstd, both, zxBCdt, dt, y, gate_rstd, out_narrow,
+            x, rstd, both, zxBCdt, xBC, dt, y, gate_rstd, out_narrow,
         )  # fmt: skip
         ctx.settings, ctx.rank, ctx.out_features = settings, rank, len(weight)
         ctx.dtypes = [t.dtype if isinstance(t, Tensor) else None for t in (weight, B, A_log, out_weight)]
@@ -148,7 +148,7 @@ class _Block(torch.autograd.Function):
     def backward(ctx, dnew):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors
         residual, norm, A, conv, conv_bias, dt_bias, decay, D, gate = saved[:9]
-        x, rstd, both, zxBCdt, dt, y, gate_rstd, out_narrow = saved[9:]
+        x, rstd, both, zxBCdt, xBC, dt, y, gate_rstd, out_narrow = saved[9:]
         t, d = residual.shape
         e, c = len(gate), len(conv)
         wanted = ctx.needs_input_grad
@@ -164,7 +164,7 @@ class _Block(torch.autograd.Function):
         dout_weight = torch.mm(dout.t(), gated).to(out_dtype) if wanted[11] else None
         del gated
         dconv, dconv_bias, ddecay, dD, ddt_bias = _backward_between(
-            ctx.settings, conv, conv_bias, dt_bias, decay, D, dt, dy, parts, dparts
+            ctx.settings, conv, conv_bias, dt_bias, decay, D, dt, xBC, dy, parts, dparts
         )
         del dy
         dweight, dB = _backward_weights(ctx, x, dzxBCdt)
@@ -200,6 +200,7 @@ def _backward_between(
     decay: Tensor,
     D: Tensor,
     dt: Tensor,
+    xBC: Tensor,
     dy: Tensor,
     parts: tuple[Tensor, Tensor, Tensor],
     dparts: tuple[Tensor, Tensor, Tensor],
@@ -208,7 +209,6 @@ def _backward_between(
     (_, raw_xBC, raw), (_, draw_xBC, draw) = parts, dparts
     t, h = dt.shape
     e, packing = dy.shape[1], settings.packing
-    xBC = conv_forward(raw_xBC, conv, conv_bias, packing)
     dxBC = torch.empty_like(xBC)
     x, B, C = _scan_inputs(xBC, e, h, settings)
     dx, dB, dC = _scan_inputs(dxBC, e, h, settings)
