@@ -10,9 +10,10 @@ from torch import Tensor
 
 from omnimamba_cli.ops.train_plans import GATED_NORM_GRADIENT, NORM_GRADIENT, RowPlan
 from omnimamba_cli.ops.triton_conv import causal_conv
+from omnimamba_cli.ops.triton_loss import summed_cross_entropy
 from omnimamba_cli.ops.triton_math import as_rows
 
-__all__ = ["causal_conv", "gated_rms_norm", "norm_backward", "norm_forward", "rms_norm"]
+__all__ = ["causal_conv", "gated_rms_norm", "norm_backward", "norm_forward", "rms_norm", "summed_cross_entropy"]
 
 
 @triton.jit

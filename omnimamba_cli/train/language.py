@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimamba_cli import ops
 from omnimamba_cli.config import BAD_SHARE, Task
 from omnimamba_cli.data.batches import IGNORE, Collate, DrawBatch, SketchBatch, TalkBatch, collate_sketches
 from omnimamba_cli.data.codes import DrawnCodes
@@ -104,9 +104,7 @@ class Objective(nn.Module):
             targets = batch.codes.flatten().long() + self.model.first_row(task)
         else:
             hidden, targets = hidden.flatten(0, 1).index_select(0, batch.places), batch.targets
-        logits = self.model.training_logits(hidden, task)
-        # float32: a sum over many small exponentials in bf16 is off by percents
-        return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE)
+        return ops.summed_cross_entropy(self.model.training_logits(hidden, task), targets, IGNORE)
 
 
 class LanguageJob:
