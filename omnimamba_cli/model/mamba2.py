@@ -126,9 +126,10 @@ class Block(nn.Module):
         if stateless and isinstance(self.mixer.in_proj, LoRALinear):
             c = self.mixer.config
             if ops.block_refusal(residual, c.headdim, c.d_state, c.d_conv, c.lora_rank) is None:
-                shares = (Share(task, *residual.shape[:2]),) if isinstance(task, str) else task
-                rows = residual.reshape(-1, residual.shape[-1])
-                return self._in_one_step(rows, shares, self.mixer.in_proj).view(residual.shape)
+                if not isinstance(task, str):
+                    return self._in_one_step(residual, task, self.mixer.in_proj)
+                share = Share(task, *residual.shape[:2])
+                return self._in_one_step(residual.flatten(0, 1), (share,), self.mixer.in_proj).view(residual.shape)
         if not isinstance(task, str):
             # not self(...): a wrapper's hooks run once a layer
             results = [self.forward(part, name).flatten(0, 1) for name, part in parts(residual, task)]

@@ -16,11 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from omnimamba_cli.ops.packing import Packing
-from omnimamba_cli.ops.train_plans import RESIDUAL_GRADIENT, STEP_SIZE, RowPlan
+from omnimamba_cli.ops.train_plans import STEP_SIZE
 from omnimamba_cli.ops.triton_conv import conv_backward, conv_forward
 from omnimamba_cli.ops.triton_fused import norm_backward, norm_forward
-from omnimamba_cli.ops.triton_lora import Dropout, Pairs, joined, kept, narrow, narrow_gradient, padded_rank, parted
+from omnimamba_cli.ops.triton_lora import Dropout, Pairs, joined, narrow, narrow_gradient, padded_rank, parted
 from omnimamba_cli.ops.triton_math import softplus
+from omnimamba_cli.ops.triton_residual import add, residual_backward
 from omnimamba_cli.ops.triton_scan import scan_forward
 from omnimamba_cli.ops.triton_scan_backward import scan_backward
 
@@ -62,40 +63,6 @@ def _step_sizes_backward(raw_ptr, bias_ptr, ddt_ptr, draw_ptr, dbias_ptr, count,
     place = draw_ptr + rows[:, None].to(tl.int64) * sd + hs[None]
     tl.store(place, draw, mask=(rows < count)[:, None] & (hs < width)[None])
     tl.store(dbias_ptr + tl.program_id(0) * h + hs, tl.sum(draw, 0), mask=hs < h)
-
-
-@triton.jit(do_not_specialize=["seed", "threshold", "rows", "turns", "bound"])
-def _residual_backward(residual_ptr, rstd_ptr, w_ptr, dx_ptr, A_ptr, dnew_ptr, dresidual_ptr, dw_ptr, seed, threshold,
-                       factor, rows, turns, bound, c, sd, RANK: tl.constexpr, DROP: tl.constexpr,
-                       C: tl.constexpr):  # fmt: skip
-    """The residual's gradient: of the sum, and through the norm what came back of x and of dropout(x) A^T."""
-    cs = tl.arange(0, C)
-    w = tl.load(w_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
-    dw = tl.zeros((C,), tl.float32)
-    first = tl.program_id(0).to(tl.int64)
-    for turn in range(turns):
-        row = first + turn * tl.num_programs(0)
-        here = (cs < c) & (row < rows)
-        dx = tl.load(dx_ptr + row * sd + cs, mask=here, other=0.0).to(tl.float32)
-        if RANK > 0:
-            low = tl.zeros((C,), tl.float32)
-            pair = RANK * (row >= bound).to(tl.int32)
-            for j in tl.static_range(RANK):
-                d = tl.load(dx_ptr + row * sd + c + pair + j, mask=row < rows, other=0.0).to(tl.float32)
-                low += d * tl.load(A_ptr + (pair + j) * c + cs, mask=cs < c, other=0.0).to(tl.float32)
-            if DROP:
-                at = row.to(tl.int32) + tl.zeros((C,), tl.int32)
-                low = tl.where(kept(seed, threshold, at, cs, c), low * factor, 0.0)
-            dx += low
-        x = tl.load(residual_ptr + row * c + cs, mask=here, other=0.0)
-        dnew = tl.load(dnew_ptr + row * c + cs, mask=here, other=0.0)
-        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
-        hat = x * rstd
-        dw += dx * hat
-        dhat = dx * w
-        dresidual = dnew + rstd * (dhat - hat * (tl.sum(dhat * hat, 0) / c))
-        tl.store(dresidual_ptr + row * c + cs, dresidual, mask=here)
-    tl.store(dw_ptr + tl.program_id(0) * c + cs, dw, mask=cs < c)
 
 
 def _cut(zxBCdt: Tensor, e: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +109,7 @@ class _Block(torch.autograd.Function):
         )  # fmt: skip
         ctx.settings, ctx.rank, ctx.out_features = settings, rank, len(weight)
         ctx.dtypes = [t.dtype if isinstance(t, Tensor) else None for t in (weight, B, A_log, out_weight)]
-        return residual + torch.mm(gated, out_narrow.t())
+        return add(residual, torch.mm(gated, out_narrow.t()))
 
     @staticmethod
     def backward(ctx, dnew):  # type: ignore[no-untyped-def]
@@ -157,7 +124,7 @@ class _Block(torch.autograd.Function):
         dzxBCdt = torch.empty_like(zxBCdt)
         parts, dparts = _cut(zxBCdt, e, c), _cut(dzxBCdt, e, c)
 
-        dout = dnew.to(x.dtype)
+        dout = _narrowed(dnew, x.dtype)
         dy, gated = torch.mm(dout, out_narrow), torch.empty(t, e, dtype=x.dtype, device=x.device)
         # dy is read before it is written over
         dgate = norm_backward(y, parts[0], gate, gate_rstd, dy, dy, dparts[0], gated)
@@ -169,14 +136,29 @@ class _Block(torch.autograd.Function):
         del dy
         dweight, dB = _backward_weights(ctx, x, dzxBCdt)
         dx, dA = torch.mm(dzxBCdt, both), None
+        pairs, dropout = ctx.settings.pairs, ctx.settings.dropout
         if wanted[3]:
-            dA = narrow_gradient(x[:, :d], dx[:, d:], len(A), ctx.settings.pairs, ctx.settings.dropout).to(A.dtype)
-        dresidual, dnorm = _backward_residual(ctx.settings, residual, rstd, norm, dx, A, dnew)
+            dA = narrow_gradient(x[:, :d], dx[:, d:], len(A), pairs, dropout).to(A.dtype)
+        dresidual, narrowed, dnorm = residual_backward(residual, rstd, norm, dx, A, dnew, pairs, dropout)
+        dresidual.narrowed = narrowed, dresidual._version  # read by _narrowed in the layer before
         return (
             dresidual, dnorm.to(norm.dtype), dweight, dA, dB, dconv.to(conv.dtype), dconv_bias.to(conv_bias.dtype),
             ddt_bias.to(dt_bias.dtype), (ddecay * decay).to(log_dtype), dD.to(D.dtype), dgate.to(gate.dtype),
             dout_weight, None,
         )  # fmt: skip
+
+
+def _narrowed(dnew: Tensor, dtype: torch.dtype) -> Tensor:
+    """dnew (t d) in the products' dtype: the copy that the layer after has left on it, or one made now.
+
+    Autograd hands on the tensor itself where nothing else wants its gradient. Where it made another, or added to this
+    one since, there is no copy, or one of another version.
+    """
+    copy, version = getattr(dnew, "narrowed", (None, None))
+    if copy is None or version != dnew._version or copy.dtype != dtype:
+        return dnew.to(dtype)
+    left: Tensor = copy
+    return left
 
 
 def _backward_weights(ctx, x: Tensor, drows: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def]
@@ -222,31 +204,6 @@ def _backward_between(
         ROWS=STEP_SIZE.rows, H=triton.next_power_of_2(width), num_warps=STEP_SIZE.warps,
     )  # fmt: skip
     return dconv, dconv_bias, ddecay, dD, ddt_bias.sum(0)
-
-
-def _backward_residual(
-    settings: BlockSettings,
-    residual: Tensor,
-    rstd: Tensor,
-    norm: Tensor,
-    dx: Tensor,
-    A: Tensor | None,
-    dnew: Tensor,
-    plan: RowPlan = RESIDUAL_GRADIENT,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the residual and of its norm's weight."""
-    t, d = residual.shape
-    programs = min(t, plan.programs)
-    dresidual = torch.empty_like(residual)
-    dnorm = torch.empty(programs, d, dtype=torch.float32, device=residual.device)
-    dropout = settings.dropout
-    _residual_backward[(programs,)](
-        residual, rstd, norm, dx, dx if A is None else A, dnew, dresidual, dnorm,
-        dropout.seed, dropout.threshold, dropout.factor, t, triton.cdiv(t, programs), settings.pairs.bound, d,
-        dx.stride(0), RANK=settings.pairs.rank, DROP=dropout.probability > 0, C=triton.next_power_of_2(d),
-        num_warps=plan.warps, maxnreg=plan.registers,
-    )  # fmt: skip
-    return dresidual, dnorm.sum(0)
 
 
 def block(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from omnimamba_cli.engine.bench_stage2 import Stage2Bench, prepared
 from omnimamba_cli.model.mamba2 import Block, Share
-from omnimamba_cli.ops import triton_block, triton_conv, triton_fused, triton_lora, triton_scan, triton_scan_backward
+from omnimamba_cli.ops import triton_conv, triton_fused, triton_lora, triton_residual, triton_scan, triton_scan_backward
 from omnimamba_cli.ops.packing import Packing
 from omnimamba_cli.ops.train_plans import (
     SCAN_GRADIENT,
@@ -176,10 +176,9 @@ class Run:
         back = partial(triton_lora.narrow_gradient, x, low, 16, pairs, dropout)
         self.table("LoRA gradient", [(f"{p}", partial(back, p)) for p in plans], 2 * d)
         residual, dnew = torch.randn(2, s.tokens, d, device="cuda").unbind()
-        settings = triton_block.BlockSettings(1, s.n, 1e-5, BF16, s.packing, pairs, 4.0, dropout)
         rstd, norm = torch.ones(s.tokens, device="cuda"), torch.ones(d, device="cuda")
-        back = partial(triton_block._backward_residual, settings, residual, rstd, norm, joined, A, dnew)
-        self.table("residual gradient", [(f"{p}", partial(back, p)) for p in RESIDUALS], 14 * d)
+        back = partial(triton_residual.residual_backward, residual, rstd, norm, joined, A, dnew, pairs, dropout)
+        self.table("residual gradient", [(f"{p}", partial(back, p)) for p in RESIDUALS], 16 * d)
 
     def products(self) -> None:
         s, d, w = self.s, self.s.config.d_model, self.s.config.d_in_proj
