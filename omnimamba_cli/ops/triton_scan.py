@@ -12,22 +12,9 @@ from torch import Tensor
 
 from omnimamba_cli.ops.packing import Packing
 from omnimamba_cli.ops.train_plans import SCAN_FORWARD, SCAN_FORWARD_FLOAT32, ScanForwardPlan
-from omnimamba_cli.ops.triton_math import load_tile, sequence_at
+from omnimamba_cli.ops.triton_decay import decays
+from omnimamba_cli.ops.triton_math import first_piece, load_tile, sequence_at
 from omnimamba_cli.ops.triton_scan_backward import scan_backward
-
-
-@triton.jit
-def _chunk(x_ptr, dt_ptr, B_ptr, C_ptr, A, start, l, sx, sdt, sB, sC, Q: tl.constexpr, P: tl.constexpr,
-           N: tl.constexpr, p: tl.constexpr, n: tl.constexpr):  # fmt: skip
-    """One chunk's x (Q P), dt (Q), B, C (Q N) and its running log decay (Q); rows past l are zero steps."""
-    rows, ps, ns = start + tl.arange(0, Q), tl.arange(0, P), tl.arange(0, N)
-    x, B, C = (
-        load_tile(x_ptr, rows, ps, l, sx, p),
-        load_tile(B_ptr, rows, ns, l, sB, n),
-        load_tile(C_ptr, rows, ns, l, sC, n),
-    )
-    dt = tl.load(dt_ptr + rows * sdt, mask=rows < l, other=0.0).to(tl.float32)
-    return x, dt, B, C, tl.cumsum(dt * A, 0)
 
 
 @triton.jit
@@ -39,19 +26,21 @@ def _advance(state, x, dt, B, log_decay, total, precision: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["b", "l", "more_l"])  # lengths vary from batch to batch
-def _forward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_ptr, b, l, more_l, h, r,
-             sx, sxh, sd, sdh, sB, sBg, sC, sCg, has_state: tl.constexpr,
-             has_last: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr,
-             n: tl.constexpr, precision: tl.constexpr):  # fmt: skip
+def _forward(x_ptr, times_ptr, logs_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_ptr, b, l, more_l, h, r,
+             sx, sxh, sB, sBg, sC, sCg, has_state: tl.constexpr, has_last: tl.constexpr, Q: tl.constexpr,
+             P: tl.constexpr, N: tl.constexpr, p: tl.constexpr, n: tl.constexpr,
+             precision: tl.constexpr):  # fmt: skip
     sequence, head = tl.program_id(0) // h, tl.program_id(0) % h
     group = head // r
+    chunk = (first_piece(sequence, b, l, more_l, Q) * h + head) * Q
     row, l = sequence_at(sequence, b, l, more_l)
     x_ptr += row * sx + head * sxh
-    dt_ptr += row * sd + head * sdh
     B_ptr += row * sB + group * sBg
     C_ptr += row * sC + group * sCg
     y_ptr += (row * h + head) * p
-    A, D = tl.load(A_ptr + head).to(tl.float32), tl.load(D_ptr + head).to(tl.float32)
+    times_ptr += chunk
+    logs_ptr += chunk
+    D = tl.load(D_ptr + head).to(tl.float32)
     qs, ps, ns = tl.arange(0, Q), tl.arange(0, P), tl.arange(0, N)
     cell = (sequence.to(tl.int64) * h + head) * p * n + ps[:, None] * n + ns[None]
     whole = (ps < p)[:, None] & (ns < n)[None]
@@ -59,15 +48,18 @@ def _forward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_p
     if has_state:
         state = tl.load(state_ptr + cell, mask=whole, other=0.0)
     for start in range(0, l, Q):
-        x, dt, B, C, log_decay = _chunk(x_ptr, dt_ptr, B_ptr, C_ptr, A, start, l, sx, sd, sB, sC, Q, P, N, p, n)
-        total = tl.sum(dt * A, 0)
+        rows = start + qs
+        x = load_tile(x_ptr, rows, ps, l, sx, p)
+        B, C = load_tile(B_ptr, rows, ns, l, sB, n), load_tile(C_ptr, rows, ns, l, sC, n)
+        # past the end steps are zero
+        dt, log_decay = tl.load(times_ptr + start * h + qs), tl.load(logs_ptr + start * h + qs)
+        total = tl.load(logs_ptr + start * h + Q - 1)
         between = tl.where(qs[:, None] >= qs[None], log_decay[:, None] - log_decay[None], float("-inf"))
         scores = tl.dot(C, tl.trans(B), input_precision=precision, out_dtype=tl.float32)
         scores = scores * tl.exp(between) * dt[None]
         y = tl.dot(C, tl.trans(state.to(C.dtype)), input_precision=precision, out_dtype=tl.float32)
         y = y * tl.exp(log_decay)[:, None] + D * x.to(tl.float32)
         y = tl.dot(scores.to(x.dtype), x, y, input_precision=precision)
-        rows = start + qs
         tl.store(y_ptr + rows[:, None] * h * p + ps[None], y, mask=(rows < l)[:, None] & (ps < p)[None])
         state = _advance(state, x, dt, B, log_decay, total, precision)
     if has_last:
@@ -81,10 +73,6 @@ def _sizes(x: Tensor, B: Tensor) -> dict[str, object]:
     precision = "ieee" if x.dtype == torch.float32 else "tf32"
     up = {name: max(16, triton.next_power_of_2(v)) for name, v in (("P", p), ("N", n))}
     return {**up, "p": p, "n": n, "precision": precision}
-
-
-def _strides(x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> list[int]:
-    return [*x.stride()[:2], *dt.stride(), *B.stride()[:2], *C.stride()[:2]]
 
 
 def scan_forward(
@@ -107,9 +95,10 @@ def scan_forward(
     t, h, p = x.shape
     plan = plan or (SCAN_FORWARD_FLOAT32 if x.dtype == torch.float32 else SCAN_FORWARD)
     y = torch.empty(t, h, p, dtype=x.dtype, device=x.device)
+    times, logs = decays(dt, A, packing, plan.chunk)
     _forward[(packing.sequences * h,)](
-        x, dt, A, B, C, D, y if state is None else state, y, y if last is None else last, *packing.lengths,
-        h, h // B.shape[1], *_strides(x, dt, B, C), has_state=state is not None, has_last=last is not None,
+        x, times, logs, B, C, D, y if state is None else state, y, y if last is None else last, *packing.lengths,
+        h, h // B.shape[1], *x.stride()[:2], *B.stride()[:2], *C.stride()[:2], has_state=state is not None, has_last=last is not None,
         Q=plan.chunk, **_sizes(x, B), num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
     return y
