@@ -81,8 +81,11 @@ class Objective(nn.Module):
         rows = []
         if len(batch.pixels):
             patches = self.model.embed_patches(self.look(batch.pixels))
-            lead, middle = (self.model.embed_text(ids).expand(len(patches), -1, -1) for ids in (self.lead, self.middle))
-            rows.append(torch.cat([lead, patches, middle, self.model.embed_text(batch.ids)], dim=1))
+            lead, middle = (ids.expand(len(patches), -1) for ids in (self.lead, self.middle))
+            # one lookup: the gradient of each is as large as the table
+            words = self.model.embed_text(torch.cat([lead, middle, batch.ids], dim=1))
+            before, after = words.split([lead.shape[1], words.shape[1] - lead.shape[1]], dim=1)
+            rows.append(torch.cat([before, patches, after], dim=1))
         if len(batch.plain):
             rows.append(self.model.embed_text(batch.plain))
         return torch.cat(rows) if rows and len(batch.targets) else None

@@ -1,7 +1,7 @@
 """Times stage 2's training kernels on a GPU at the 1.3B model's sizes, each over its candidate plans:
 
     python -m tests.timing.training [--only PART[,PART...]] [--rows N] [--json FILE]
-    python -m tests.timing.training --profile [--rows-t2i N] [--rows-mmu N]
+    python -m tests.timing.training --profile [--activations kept|again] [--rows-t2i N] [--rows-mmu N]
 
 Parts: check, scan, scan-gradient, conv, norms, lora, products, block, all in this order by default. One that fails is a
 line; the others go on. The plans in ops/train_plans.py are chosen by what this prints. --profile prints the kernels of
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from omnimamba_cli.engine.bench_stage2 import Stage2Bench, prepared
+from omnimamba_cli.engine.bench_stage2 import TOGETHER, Stage2Bench, prepared
 from omnimamba_cli.model.mamba2 import Block, Share
 from omnimamba_cli.ops import triton_conv, triton_fused, triton_lora, triton_residual, triton_scan, triton_scan_backward
 from omnimamba_cli.ops.packing import Packing
@@ -221,9 +221,11 @@ def profile(recompute: bool, rows: dict[str, int | None]) -> None:
     step = partial(stage2.loop.take_step, [stage2.batch])
     step()
     torch.cuda.reset_peak_memory_stats()
-    took = seconds_each(step, repeats=3)
-    mfu = stage2.flops / took / 989e12
-    say(f"step {took * 1e3:.1f} ms, {stage2.batch.tokens} tokens, MFU {mfu:.1%} of 989 TFLOP/s, {peak_gib()} GiB")
+    for together in (1, TOGETHER):
+        took = seconds_each(step, repeats=3, calls=together)
+        mfu = stage2.flops / took / 989e12
+        said = f"{together} steps before the device is waited for: {took * 1e3:.1f} ms each"
+        say(f"{said}, {stage2.batch.tokens} tokens, MFU {mfu:.1%} of 989 TFLOP/s, {peak_gib()} GiB")
     with torch.profiler.profile() as found:
         step()
         torch.cuda.synchronize()
@@ -243,6 +245,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=48, help="drawings")
     parser.add_argument("--json", type=Path, help="results as JSON lines")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--activations", choices=("kept", "again"), help="of --profile; both without it")
     parser.add_argument("--rows-t2i", type=int)
     parser.add_argument("--rows-mmu", type=int)
     given = parser.parse_args()
@@ -252,7 +255,8 @@ def main() -> int:
         return 5
     log.line(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
     if given.profile:
-        for recompute in (False, True):
+        ways = {"kept": (False,), "again": (True,), None: (False, True)}
+        for recompute in ways[given.activations]:
             try:
                 profile(recompute, {"rows_t2i": given.rows_t2i, "rows_mmu": given.rows_mmu})
             except torch.cuda.OutOfMemoryError as error:
