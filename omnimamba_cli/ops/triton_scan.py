@@ -99,7 +99,8 @@ def scan_forward(
     _forward[(packing.sequences * h,)](
         x, times, logs, B, C, D, y if state is None else state, y, y if last is None else last, *packing.lengths,
         h, h // B.shape[1], *x.stride()[:2], *B.stride()[:2], *C.stride()[:2],
-        has_state=state is not None, has_last=last is not None, Q=plan.chunk, **_sizes(x, B), num_warps=plan.warps, num_stages=plan.stages,
+        has_state=state is not None, has_last=last is not None, Q=plan.chunk, **_sizes(x, B),
+        num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
     return y
 
