@@ -16,7 +16,7 @@ from omnimamba_cli.data.samples import Samples
 from omnimamba_cli.data.sequences import mmu_middle, mmu_prefix
 from omnimamba_cli.data.shards import ShardSamples
 from omnimamba_cli.model.omnimamba import OmniMamba
-from omnimamba_cli.model.vision import VisionTowers
+from omnimamba_cli.model.vision import VisionTowers, narrowed
 from omnimamba_cli.train.events import Event
 from omnimamba_cli.train.optimiser import Average
 from omnimamba_cli.train.skipping import Skipping, total
@@ -48,6 +48,7 @@ class Objective(nn.Module):
         self.model = model
         self.recompute = recompute  # layers, in the backward pass
         self.towers = towers
+        self.narrowed: list[VisionTowers] = []  # see _eyes
         self.weights = dict(weights)
         config = model.config
         self.register_buffer("lead", torch.tensor([mmu_prefix(config)]), persistent=False)
@@ -94,7 +95,17 @@ class Objective(nn.Module):
         """uint8 pixels to patches; without gradients while the towers are frozen."""
         assert self.towers is not None
         with torch.set_grad_enabled(self.towers.training):
-            return self.towers(pixels.float() / 255)
+            return self._eyes(self.towers, pixels.device.type)(pixels.float() / 255)
+
+    def _eyes(self, towers: VisionTowers, device_type: str) -> VisionTowers:
+        """The towers, or under autocast their narrowed copy, if their weights are here whole and never change."""
+        if not torch.is_autocast_enabled(device_type) or any(p.requires_grad for p in towers.parameters()):
+            return towers
+        if hasattr(self, "reshard"):  # FSDP: what is whole now is gone after the step
+            return towers
+        if not self.narrowed:  # in a list: no part of this module, whose tensors are saved and compared
+            self.narrowed.append(narrowed(towers, torch.get_autocast_dtype(device_type)))
+        return self.narrowed[0]
 
     def _nothing(self) -> Tensor:
         """Of a batch without a target: 0 through every weight that trains, so that a backward pass finds its way."""

@@ -20,6 +20,7 @@ from omnimamba_cli.engine.session import Session
 from omnimamba_cli.engine.training import Finished, Progress, StageSettings, train
 from omnimamba_cli.errors import CheckpointError, InputError, UsageError
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.vision import VisionTowers
 from omnimamba_cli.train.language import LanguageJob, Objective, TaskBatches
 from omnimamba_cli.train.loop import Loop
 from omnimamba_cli.train.loop_config import accelerator
@@ -176,6 +177,17 @@ def test_text_only_and_picture_rows_share_a_batch(data: Data, tiny_model: Path, 
         unfreeze=("all",),
     )
     assert losses(settings)[-1] < 0.5
+
+
+def test_narrowed_towers_are_no_part_of_what_is_saved(tiny_config: ModelConfig) -> None:
+    objective = Objective(OmniMamba(tiny_config), VisionTowers(tiny_config.towers), {"mmu": 1.0})
+    names = set(objective.state_dict())
+    side = tiny_config.vision_image_size
+    with torch.autocast("cpu", torch.bfloat16):
+        objective.look(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    assert objective.narrowed
+    assert set(objective.state_dict()) == names
+    assert all(t.dtype == torch.float32 for t in objective.parameters())
 
 
 def test_drawing_loss_is_that_of_decoding_code_by_code(tiny_config: ModelConfig) -> None:
