@@ -96,7 +96,7 @@ def compare(config: Mamba2Config, device: str, shares: Shares, dtype: torch.dtyp
             assert_close(f"d{name}", q.grad, p.grad, tolerance)
 
 
-def compare_together(config: Mamba2Config, device: str) -> None:
+def compare_together(config: Mamba2Config, device: str, tolerance: float) -> None:
     """Block.forward of both tasks' rows against each task alone: the tasks meet in nothing but the weights."""
     block = made(config, device).train()
     shares = (Share("mmu", 1, 5), Share("t2i", 2, 3))
@@ -115,7 +115,7 @@ def compare_together(config: Mamba2Config, device: str) -> None:
         if want is None:
             assert found[0][name] is None, name
         else:
-            assert_close(name, want, found[0][name], 1e-5)
+            assert_close(name, want, found[0][name], tolerance)
 
 
 def compare_copies(device: str, dtype: torch.dtype) -> None:
@@ -209,9 +209,9 @@ def test_gradients_are_narrowed_once_on_a_gpu() -> None:
 @pytest.mark.gpu
 @cuda
 def test_two_tasks_together_are_each_alone_on_a_gpu() -> None:
-    compare_together(replace(REAL, lora_dropout=0.0), "cuda")
-    compare_together(replace(REAL, lora_dropout=0.0, lora_pairs="shared"), "cuda")
-    compare_together(replace(REAL, lora_rank=0), "cuda")
+    compare_together(replace(REAL, lora_dropout=0.0), "cuda", 2e-4)
+    compare_together(replace(REAL, lora_dropout=0.0, lora_pairs="shared"), "cuda", 2e-4)
+    compare_together(replace(REAL, lora_rank=0), "cuda", 2e-4)
 
 
 @pytest.mark.gpu
@@ -267,7 +267,7 @@ compare_as_trained(dropped, "cpu")
 compare_frozen("cpu")
 compare_copies("cpu", torch.float16)
 for config in (SMALL, replace(SMALL, lora_pairs="shared")):
-    compare_together(config, "cpu")
+    compare_together(config, "cpu", 1e-5)
 """
 
 

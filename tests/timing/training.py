@@ -120,9 +120,12 @@ class Run:
             ("scan float32", lambda: test_scan_backends.compare_cut("cuda", test_scan_backends.UNEVEN)),
             ("conv", lambda: test_fused_backends.compare_conv("cuda", BF16, 4e-3, 70, carried=True, cut=True)),
             ("norms", lambda: test_fused_backends.compare_norms("cuda", BF16, 4e-3, 70, cut=True)),
+            ("cross-entropy", lambda: test_fused_backends.compare_loss("cuda", BF16, 4e-3, 16384)),
             ("block", lambda: test_block_backends.compare(test_block_backends.REAL, "cuda", BOTH, BF16, 3e-2)),
             ("block float32", lambda: test_block_backends.compare(
                 test_block_backends.REAL, "cuda", BOTH, torch.float32, 2e-4)),
+            ("both tasks", lambda: test_block_backends.compare_together(
+                replace(test_block_backends.REAL, lora_dropout=0.0), "cuda", 2e-4)),
             ("block as trained", lambda: test_block_backends.compare_as_trained(test_block_backends.REAL, "cuda")),
         ]  # fmt: skip
         for name, compare in checks:
