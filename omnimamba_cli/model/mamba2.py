@@ -1,6 +1,8 @@
 """The Mamba-2 mixer and its residual block (Dao & Gu 2024, arXiv:2405.21060)."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,27 @@ from torch import Tensor, nn
 
 from omnimamba_cli import ops
 from omnimamba_cli.config import Mamba2Config, Task
-from omnimamba_cli.model.lora import LoRALinear
+from omnimamba_cli.model.lora import LoRALinear, LoRAPair
 from omnimamba_cli.ops import halves
+from omnimamba_cli.ops.packing import Packing
+
+
+@dataclass(frozen=True)
+class Share:
+    """One task's sequences among the rows of a training step: `b` of them, `l` rows each, one behind the other."""
+
+    task: Task
+    b: int
+    l: int
+
+
+Shares = tuple[Share, ...]  # in the order of the rows
+
+
+def parts(rows: Tensor, shares: Shares) -> Iterator[tuple[Task, Tensor]]:
+    """Each task's own of the packed rows (t d), as (b l d)."""
+    for share, part in zip(shares, rows.split([s.b * s.l for s in shares]), strict=True):
+        yield share.task, part.view(share.b, share.l, rows.shape[-1])
 
 
 class RMSNorm(nn.Module):
@@ -94,22 +115,34 @@ class Block(nn.Module):
         self.mixer = Mamba2(config)
 
     def forward(
-        self, residual: Tensor, task: Task, conv_state: Tensor | None = None, ssm_state: Tensor | None = None
+        self,
+        residual: Tensor,
+        task: Task | Shares,
+        conv_state: Tensor | None = None,
+        ssm_state: Tensor | None = None,
     ) -> Tensor:
-        """residual (b l d) float32 to the next one."""
-        if conv_state is None and ssm_state is None and isinstance(self.mixer.in_proj, LoRALinear):
+        """residual (b l d) float32 of one task to the next one, or packed rows (t d) of the tasks' shares."""
+        stateless = conv_state is None and ssm_state is None
+        if stateless and isinstance(self.mixer.in_proj, LoRALinear):
             c = self.mixer.config
             if ops.block_refusal(residual, c.headdim, c.d_state, c.d_conv, c.lora_rank) is None:
-                return self._in_one_step(residual, task, self.mixer.in_proj)
+                if not isinstance(task, str):
+                    return self._in_one_step(residual, task, self.mixer.in_proj)
+                share = Share(task, *residual.shape[:2])
+                return self._in_one_step(residual.flatten(0, 1), (share,), self.mixer.in_proj).view(residual.shape)
+        if not isinstance(task, str):
+            # not self(...): a wrapper's hooks run once a layer
+            results = [self.forward(part, name).flatten(0, 1) for name, part in parts(residual, task)]
+            return torch.cat(results) if len(results) > 1 else results[0]
         # the sum promotes to the residual's float32 by itself, in one pass
         return residual + self.mixer(self.norm(residual), task, conv_state, ssm_state)
 
-    def _in_one_step(self, residual: Tensor, task: Task, in_proj: LoRALinear) -> Tensor:
+    def _in_one_step(self, rows: Tensor, shares: Shares, in_proj: LoRALinear) -> Tensor:
         """The same for training on CUDA, see ops/triton_block.py."""
         fast, m = ops.block_module(), self.mixer
-        pair = in_proj.pair(task)
+        pairs, bound = _pairs(in_proj, shares)
         dropout = fast.Dropout()
-        if in_proj.training and in_proj.dropout and pair is not None:
+        if in_proj.training and in_proj.dropout and pairs:
             # from the generator on the CPU, which the loop seeds every step, and without waiting for the GPU
             seed = int(torch.randint(1 << 31, (1,), device="cpu"))
             dropout = fast.Dropout(in_proj.dropout, seed)
@@ -117,16 +150,34 @@ class Block(nn.Module):
             groups=m.config.ngroups,
             d_state=m.config.d_state,
             eps=m.config.norm_eps,
-            dtype=self.norm.dtype(residual.device.type),
+            dtype=self.norm.dtype(rows.device.type),
+            packing=Packing.of([(share.b, share.l) for share in shares]),
+            pairs=fast.Pairs(m.config.lora_rank if pairs else 0, bound),
             scale=in_proj.scale,
             dropout=dropout,
         )
-        A, B = (None, None) if pair is None else (pair.A, pair.B)
-        next_residual: Tensor = fast.block(
-            residual, self.norm.weight, in_proj.weight, A, B, m.conv1d.weight[:, 0], m.conv1d.bias, m.dt_bias, m.A_log,
+        A = torch.cat([pair.A for pair in pairs]) if pairs else None
+        B = torch.cat([pair.B for pair in pairs], dim=1) if pairs else None
+        next_rows: Tensor = fast.block(
+            rows, self.norm.weight, in_proj.weight, A, B, m.conv1d.weight[:, 0], m.conv1d.bias, m.dt_bias, m.A_log,
             m.D, m.norm.weight, m.out_proj.weight, settings,
         )  # fmt: skip
-        return next_residual
+        return next_rows
+
+
+def _pairs(in_proj: LoRALinear, shares: Shares) -> tuple[list[LoRAPair], int]:
+    """The tasks' LoRA pairs, each once, and how many rows have the first one."""
+    found: list[LoRAPair] = []
+    bound = 0
+    for share in shares:
+        pair = in_proj.pair(share.task)
+        if pair is None:
+            return [], 0
+        if pair not in found:
+            found.append(pair)
+        if pair is found[0]:
+            bound += share.b * share.l
+    return found, bound
 
 
 def _initial_dt_bias(nheads: int) -> Tensor:

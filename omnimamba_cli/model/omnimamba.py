@@ -7,6 +7,7 @@ With a shared vocabulary, which the paper compares itself with, text ids and cod
 and in training all rows compete for the next token. Everything else, the MLPs after a lookup too, is the same.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from omnimamba_cli.config import ModelConfig, Task
 from omnimamba_cli.errors import InputError
-from omnimamba_cli.model.mamba2 import Block, RMSNorm
+from omnimamba_cli.model.mamba2 import Block, RMSNorm, Share, parts
 from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.ops import halves
 
@@ -94,15 +95,37 @@ class OmniMamba(nn.Module):
         """A task's learned table (positions d)."""
         return self.mmu_positions if task == "mmu" else self.t2i_positions
 
-    def forward(self, x: Tensor, task: Task, state: InferenceState | None = None, *, recompute: bool = False) -> Tensor:
+    def forward(self, x: Tensor, task: Task, state: InferenceState | None = None) -> Tensor:
         """Embedded inputs x (b l d) to hidden states (b l d), ready for `logits`.
 
         With a state, x continues where it stands (a whole prefix, a piece, one step) and it is updated in place.
-        With `recompute`, the backward pass runs each layer again instead of keeping what it computed inside: about a
-        third more time, memory of one layer instead of all.
         Raises InputError where the sequence would pass the task's table of positions.
         """
-        start = state.position if state else 0
+        if state is None:
+            return self.together({task: x})[task]
+        residual = self._placed(x, task, state.position)
+        for i, layer in enumerate(self.layers):
+            residual = layer(residual, task, state.conv[i], state.ssm[i])
+        state.position += x.shape[1]
+        return self.norm_f(residual)
+
+    def together(self, inputs: Mapping[Task, Tensor], *, recompute: bool = False) -> dict[Task, Tensor]:
+        """Embedded inputs (b l d) of each task to its hidden states (b l d): through every layer at once.
+
+        With `recompute`, the backward pass runs each layer again instead of keeping what it computed inside: about a
+        third more time, memory of one layer instead of all. Raises what forward raises.
+        """
+        # the longest first: what walks along a sequence begins with those that take longest
+        ordered = sorted(inputs.items(), key=lambda item: -item[1].shape[1])
+        shares = tuple(Share(task, *x.shape[:2]) for task, x in ordered)
+        placed = [self._placed(x, task, 0).flatten(0, 1) for task, x in ordered]
+        rows = torch.cat(placed) if len(placed) > 1 else placed[0]
+        for layer in self.layers:
+            rows = checkpoint(layer, rows, shares, use_reentrant=False) if recompute else layer(rows, shares)
+        return dict(parts(self.norm_f(rows), shares))
+
+    def _placed(self, x: Tensor, task: Task, start: int) -> Tensor:
+        """x (b l d) with its positions from `start` on, float32 at least: the first residual."""
         end = start + x.shape[1]
         table = self.positions(task)
         if end > len(table):
@@ -110,16 +133,8 @@ class OmniMamba(nn.Module):
                 f"{end} tokens are past the model's limit of {len(table)} for {task}",
                 hint="shorten the text or lower --max-new-tokens",
             )
-        residual = (x + table[start:end]).float() if x.dtype != torch.float64 else x + table[start:end]
-        for i, layer in enumerate(self.layers):
-            if recompute:
-                residual = checkpoint(layer, residual, task, use_reentrant=False)
-                continue
-            memory = (None, None) if state is None else (state.conv[i], state.ssm[i])
-            residual = layer(residual, task, *memory)
-        if state is not None:
-            state.position = end
-        return self.norm_f(residual)
+        placed = x + table[start:end]
+        return placed if x.dtype == torch.float64 else placed.float()
 
     def logits(self, hidden: Tensor, task: Task) -> Tensor:
         """Hidden states (... d) to scores over the task's own vocabulary (... v); heads are tied to the embeddings.

@@ -3,6 +3,7 @@
 `_network` decides whose code an encoder is: ours (encoders.py) where it is one of ours, timm's for any other name.
 """
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -76,6 +77,7 @@ class VisionTowers(nn.Module):
     def __init__(self, configs: tuple[TowerConfig, ...]) -> None:
         super().__init__()
         self.towers = nn.ModuleList(Tower(c) for c in configs)
+        self.pixels_dtype: torch.dtype | None = None  # of what the towers are shown; None: that of the weights
         self.eval()
         self.requires_grad_(False)
 
@@ -86,10 +88,25 @@ class VisionTowers(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels (b 3 s s) in [0,1] to patches (b n vision_dim)."""
-        pixels = pixels.to(self.dtype)
+        pixels = pixels.to(self.pixels_dtype or self.dtype)
         if pixels.device.type == "cpu" and len(pixels) > CPU_PICTURES:
             return torch.cat([self(part) for part in pixels.split(CPU_PICTURES)])
         return torch.cat([tower(pixels) for tower in self.towers], dim=-1)
+
+
+def narrowed(towers: VisionTowers, dtype: torch.dtype) -> VisionTowers:
+    """Frozen towers for use under autocast to a 16-bit dtype: they see, bit for bit, what the given ones see there.
+
+    The weights that autocast would narrow at every look are narrowed once; all other tensors are shared.
+    """
+    tensors = [*towers.parameters(), *towers.buffers()]
+    result = copy.deepcopy(towers, {id(t): t for t in tensors})
+    result.pixels_dtype = towers.dtype
+    for module in result.modules():
+        if type(module) in (nn.Linear, nn.Conv2d):  # no derived class: it may use its weights in other ways
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+    return result
 
 
 def timm_state(config: TowerConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,15 @@ Capital A B C D are the state-space model's parameters (Dao & Gu 2024, arXiv:240
 """
 
 from omnimamba_cli.ops.reference import ssd_step
-from omnimamba_cli.ops.registry import block_module, block_refusal, causal_conv, gated_rms_norm, rms_norm, ssd_scan
+from omnimamba_cli.ops.registry import (
+    block_module,
+    block_refusal,
+    causal_conv,
+    gated_rms_norm,
+    rms_norm,
+    ssd_scan,
+    summed_cross_entropy,
+)
 
 __all__ = [
     "block_module",
@@ -16,4 +24,5 @@ __all__ = [
     "rms_norm",
     "ssd_scan",
     "ssd_step",
+    "summed_cross_entropy",
 ]

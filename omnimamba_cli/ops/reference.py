@@ -30,6 +30,12 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rms_norm(y.to(wide) * F.silu(z.to(wide)), weight, eps).to(y.dtype)
 
 
+def summed_cross_entropy(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    """Cross-entropy of logits (m v) and targets (m) int64, summed in float32; rows with the ignored target are 0."""
+    # float32: a sum over many small exponentials in bf16 is off by percents
+    return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=ignored)
+
+
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Depthwise causal convolution over time, then SiLU.
 

@@ -145,6 +145,11 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _fused(y).gated_rms_norm(y, z, weight, eps)  # type: ignore[no-any-return]
 
 
+def summed_cross_entropy(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    """See reference.summed_cross_entropy."""
+    return _fused(logits).summed_cross_entropy(logits, targets, ignored)  # type: ignore[no-any-return]
+
+
 @functools.cache
 def block_module() -> ModuleType:
     """Where a block is one step of autograd; see `block_refusal`."""
@@ -252,13 +257,13 @@ def report(device: torch.device) -> list[KernelChoice]:
         rows.append(KernelChoice("ssd_scan", backend, backend == chosen, reason))
     probe = torch.empty(0, device=device)
     fused = _fused(probe) is not reference
-    for op in ("causal_conv", "rms_norm", "gated_rms_norm"):
+    for op in ("causal_conv", "rms_norm", "gated_rms_norm", "cross_entropy"):
         why = _triton_refusal(probe) or ("one pass over memory" if fused else f"{ENVIRONMENT}={requested()}")
         rows.append(KernelChoice(op, "triton", fused, why))
         rows.append(KernelChoice(op, "torch", not fused, "triton is faster here" if fused else "works everywhere"))
     with torch.enable_grad():
         why = block_refusal(probe, 64, 128, 4, 8)
-    said = "training: one step of autograd, elementwise parts computed again instead of kept"
+    said = "training: one step of autograd of both tasks, norms computed again instead of kept"
     rows.append(KernelChoice("block", "triton", why is None, why or said))
     rows.append(KernelChoice("block", "torch", why is not None, "the operations above one by one"))
     rows.append(KernelChoice("ssd_step", "torch", True, "of steps that are not recorded"))

@@ -1,10 +1,11 @@
 """A whole residual block for training as one step of autograd: the products by the library, the rest by our kernels.
 
 residual + out_proj(gated norm(scan(convolution(in_proj(norm(residual)))))), with LoRA's pair beside in_proj. Of a token
-and layer only the residual, its norm, in_proj's output, the step sizes and the scan's output are kept for the backward
-pass, 38 KB at 1.3B in 16 bits; what lies between costs one pass over memory to compute again, and no product.
-LoRA is part of the product: in_proj multiplies [x, dropout(x) A^T] with [W, scale B]. Held to the block's plain form by
-tests/ops. Importing needs Triton.
+and layer the residual, its norm, in_proj's output, the convolution's, the step sizes and the scan's output are kept for
+the backward pass, 46 KB at 1.3B in 16 bits; the gated norm comes out of its own gradient's kernel once more.
+LoRA is part of the product: in_proj multiplies [x, dropout(x) A^T] with [W, scale B]. Sequences of both tasks go
+through together, see ops/packing.py: one cast of each weight, one product, one gradient. Held to the block's plain form
+by tests/ops. Importing needs Triton.
 """
 
 from dataclasses import dataclass, field
@@ -14,10 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.train_plans import RESIDUAL_GRADIENT, STEP_SIZE, RowPlan
-from omnimamba_cli.ops.triton_fused import conv_backward, conv_forward, norm_backward, norm_forward
-from omnimamba_cli.ops.triton_lora import Dropout, joined, kept, narrow, narrow_gradient, padded_rank, parted
+from omnimamba_cli.ops.packing import Packing
+from omnimamba_cli.ops.train_plans import STEP_SIZE
+from omnimamba_cli.ops.triton_conv import conv_backward, conv_forward
+from omnimamba_cli.ops.triton_fused import norm_backward, norm_forward
+from omnimamba_cli.ops.triton_lora import Dropout, Pairs, joined, narrow, narrow_gradient, padded_rank, parted
 from omnimamba_cli.ops.triton_math import softplus
+from omnimamba_cli.ops.triton_residual import add, residual_backward
 from omnimamba_cli.ops.triton_scan import scan_forward
 from omnimamba_cli.ops.triton_scan_backward import scan_backward
 
@@ -30,7 +34,9 @@ class BlockSettings:
     d_state: int
     eps: float
     dtype: torch.dtype  # of the products
-    scale: float = 0.0  # of LoRA's pair
+    packing: Packing  # of the rows
+    pairs: Pairs = field(default_factory=lambda: Pairs(0, 0))  # of LoRA
+    scale: float = 0.0  # of LoRA's pairs
     dropout: Dropout = field(default_factory=Dropout)
 
 
@@ -59,47 +65,13 @@ def _step_sizes_backward(raw_ptr, bias_ptr, ddt_ptr, draw_ptr, dbias_ptr, count,
     tl.store(dbias_ptr + tl.program_id(0) * h + hs, tl.sum(draw, 0), mask=hs < h)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold", "rows", "turns"])
-def _residual_backward(residual_ptr, rstd_ptr, w_ptr, dx_ptr, A_ptr, dnew_ptr, dresidual_ptr, dw_ptr, seed, threshold,
-                       factor, rows, turns, c, sd, RANK: tl.constexpr, DROP: tl.constexpr,
-                       C: tl.constexpr):  # fmt: skip
-    """The residual's gradient: of the sum, and through the norm what came back of x and of dropout(x) A^T."""
-    cs = tl.arange(0, C)
-    w = tl.load(w_ptr + cs, mask=cs < c, other=0.0).to(tl.float32)
-    dw = tl.zeros((C,), tl.float32)
-    first = tl.program_id(0).to(tl.int64)
-    for turn in range(turns):
-        row = first + turn * tl.num_programs(0)
-        here = (cs < c) & (row < rows)
-        dx = tl.load(dx_ptr + row * sd + cs, mask=here, other=0.0).to(tl.float32)
-        if RANK > 0:
-            low = tl.zeros((C,), tl.float32)
-            for j in tl.static_range(RANK):
-                d = tl.load(dx_ptr + row * sd + c + j, mask=row < rows, other=0.0).to(tl.float32)
-                low += d * tl.load(A_ptr + j * c + cs, mask=cs < c, other=0.0).to(tl.float32)
-            if DROP:
-                at = row.to(tl.int32) + tl.zeros((C,), tl.int32)
-                low = tl.where(kept(seed, threshold, at, cs, c), low * factor, 0.0)
-            dx += low
-        x = tl.load(residual_ptr + row * c + cs, mask=here, other=0.0)
-        dnew = tl.load(dnew_ptr + row * c + cs, mask=here, other=0.0)
-        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
-        hat = x * rstd
-        dw += dx * hat
-        dhat = dx * w
-        dresidual = dnew + rstd * (dhat - hat * (tl.sum(dhat * hat, 0) / c))
-        tl.store(dresidual_ptr + row * c + cs, dresidual, mask=here)
-    tl.store(dw_ptr + tl.program_id(0) * c + cs, dw, mask=cs < c)
-
-
 def _cut(zxBCdt: Tensor, e: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
-    """in_proj's rows (b l w): z (t e), what the convolution reads (b l c), and dt with padding (t w-e-c)."""
-    rows = zxBCdt.flatten(0, 1)
-    return rows[:, :e], zxBCdt[..., e : e + c], rows[:, e + c :]
+    """in_proj's rows (t w): z (t e), what the convolution reads (t c), and dt with padding (t w-e-c)."""
+    return zxBCdt[:, :e], zxBCdt[:, e : e + c], zxBCdt[:, e + c :]
 
 
 def _scan_inputs(xBC: Tensor, e: int, h: int, settings: BlockSettings) -> tuple[Tensor, Tensor, Tensor]:
-    """x (b l h p), B and C (b l g n) of xBC (b l c)."""
+    """x (t h p), B and C (t g n) of xBC (t c)."""
     g, n = settings.groups, settings.d_state
     x, B, C = xBC.split([e, g * n, g * n], dim=-1)
     return x.unflatten(-1, (h, e // h)), B.unflatten(-1, (g, n)), C.unflatten(-1, (g, n))
@@ -110,42 +82,41 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, residual, norm, weight, A, B, conv, conv_bias, dt_bias, A_log, D, gate, out_weight, settings):  # type: ignore[no-untyped-def]  # torch's own signature
-        b, l, d = residual.shape
+        t, d = residual.shape
         e, c, h = len(gate), len(conv), len(dt_bias)
         residual = residual.contiguous()
         rank = 0 if A is None else len(A)
         dtype, device = settings.dtype, residual.device
-        rows = residual.view(b * l, d)
-        x = torch.empty(b * l, d + padded_rank(rank), dtype=dtype, device=device)
-        rstd = norm_forward(rows, None, norm, settings.eps, x[:, :d])
+        x = torch.empty(t, d + padded_rank(rank), dtype=dtype, device=device)
+        rstd = norm_forward(residual, None, norm, settings.eps, x[:, :d])
         if A is not None:
-            narrow(x[:, :d], A.contiguous(), settings.dropout, x[:, d:])
+            narrow(x[:, :d], A.contiguous(), settings.pairs, settings.dropout, x[:, d:])
         both, out_narrow = joined(weight, B, settings.scale, dtype), out_weight.to(dtype)
-        zxBCdt = torch.mm(x, both.t()).view(b, l, -1)
+        zxBCdt = torch.mm(x, both.t())
         z, xBC, raw = _cut(zxBCdt, e, c)
-        dt = torch.empty(b, l, h, dtype=torch.float32, device=device)
+        dt = torch.empty(t, h, dtype=torch.float32, device=device)
         sizes = {"ROWS": STEP_SIZE.rows, "H": triton.next_power_of_2(h), "num_warps": STEP_SIZE.warps}
-        _step_sizes[(triton.cdiv(b * l, STEP_SIZE.rows),)](raw, dt_bias, dt, b * l, h, raw.stride(0), **sizes)
-        xBC = conv_forward(xBC, conv, conv_bias, None)
+        _step_sizes[(triton.cdiv(t, STEP_SIZE.rows),)](raw, dt_bias, dt, t, h, raw.stride(0), **sizes)
+        xBC = conv_forward(xBC, conv, conv_bias, settings.packing)
         decay = -A_log.float().exp()
         scanned, B_scan, C_scan = _scan_inputs(xBC, e, h, settings)
-        y = scan_forward(scanned, dt, decay, B_scan, C_scan, D)
-        gated = torch.empty(b * l, e, dtype=dtype, device=device)
-        gate_rstd = norm_forward(y.view(b * l, e), z, gate, settings.eps, gated)
+        y = scan_forward(scanned, dt, decay, B_scan, C_scan, D, settings.packing).view(t, e)
+        gated = torch.empty(t, e, dtype=dtype, device=device)
+        gate_rstd = norm_forward(y, z, gate, settings.eps, gated)
         ctx.save_for_backward(
             residual, norm, A, conv, conv_bias, dt_bias, decay, D, gate,
-            x, rstd, both, zxBCdt, dt, y, gate_rstd, out_narrow,
+            x, rstd, both, zxBCdt, xBC, dt, y, gate_rstd, out_narrow,
         )  # fmt: skip
         ctx.settings, ctx.rank, ctx.out_features = settings, rank, len(weight)
         ctx.dtypes = [t.dtype if isinstance(t, Tensor) else None for t in (weight, B, A_log, out_weight)]
-        return residual + torch.mm(gated, out_narrow.t()).view(b, l, d)
+        return add(residual, torch.mm(gated, out_narrow.t()))
 
     @staticmethod
     def backward(ctx, dnew):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors
         residual, norm, A, conv, conv_bias, dt_bias, decay, D, gate = saved[:9]
-        x, rstd, both, zxBCdt, dt, y, gate_rstd, out_narrow = saved[9:]
-        b, l, d = residual.shape
+        x, rstd, both, zxBCdt, xBC, dt, y, gate_rstd, out_narrow = saved[9:]
+        t, d = residual.shape
         e, c = len(gate), len(conv)
         wanted = ctx.needs_input_grad
         _, _, log_dtype, out_dtype = ctx.dtypes
@@ -153,27 +124,41 @@ class _Block(torch.autograd.Function):
         dzxBCdt = torch.empty_like(zxBCdt)
         parts, dparts = _cut(zxBCdt, e, c), _cut(dzxBCdt, e, c)
 
-        dout = dnew.view(b * l, d).to(x.dtype)
-        dy, gated = torch.mm(dout, out_narrow), torch.empty(b * l, e, dtype=x.dtype, device=x.device)
+        dout = _narrowed(dnew, x.dtype)
+        dy, gated = torch.mm(dout, out_narrow), torch.empty(t, e, dtype=x.dtype, device=x.device)
         # dy is read before it is written over
-        dgate = norm_backward(y.view(b * l, e), parts[0], gate, gate_rstd, dy, dy, dparts[0], gated)
+        dgate = norm_backward(y, parts[0], gate, gate_rstd, dy, dy, dparts[0], gated)
         dout_weight = torch.mm(dout.t(), gated).to(out_dtype) if wanted[11] else None
         del gated
         dconv, dconv_bias, ddecay, dD, ddt_bias = _backward_between(
-            ctx.settings, conv, conv_bias, dt_bias, decay, D, dt, dy.view(y.shape), parts, dparts
+            ctx.settings, conv, conv_bias, dt_bias, decay, D, dt, xBC, dy, parts, dparts
         )
         del dy
-        rows = dzxBCdt.flatten(0, 1)
-        dweight, dB = _backward_weights(ctx, x, rows)
-        dx, dA = torch.mm(rows, both), None
+        dweight, dB = _backward_weights(ctx, x, dzxBCdt)
+        dx, dA = torch.mm(dzxBCdt, both), None
+        pairs, dropout = ctx.settings.pairs, ctx.settings.dropout
         if wanted[3]:
-            dA = narrow_gradient(x[:, :d], dx[:, d:], len(A), ctx.settings.dropout).to(A.dtype)
-        dresidual, dnorm = _backward_residual(ctx.settings, residual, rstd, norm, dx, A, dnew)
+            dA = narrow_gradient(x[:, :d], dx[:, d:], len(A), pairs, dropout).to(A.dtype)
+        dresidual, narrowed, dnorm = residual_backward(residual, rstd, norm, dx, A, dnew, pairs, dropout)
+        dresidual.narrowed = narrowed, dresidual._version  # read by _narrowed in the layer before
         return (
             dresidual, dnorm.to(norm.dtype), dweight, dA, dB, dconv.to(conv.dtype), dconv_bias.to(conv_bias.dtype),
             ddt_bias.to(dt_bias.dtype), (ddecay * decay).to(log_dtype), dD.to(D.dtype), dgate.to(gate.dtype),
             dout_weight, None,
         )  # fmt: skip
+
+
+def _narrowed(dnew: Tensor, dtype: torch.dtype) -> Tensor:
+    """dnew (t d) in the products' dtype: the copy that the layer after has left on it, or one made now.
+
+    Autograd hands on the tensor itself where nothing else wants its gradient. Where it made another, or added to this
+    one since, there is no copy, or one of another version.
+    """
+    copy, version = getattr(dnew, "narrowed", (None, None))
+    if copy is None or version != dnew._version or copy.dtype != dtype:
+        return dnew.to(dtype)
+    left: Tensor = copy
+    return left
 
 
 def _backward_weights(ctx, x: Tensor, drows: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def]
@@ -197,51 +182,28 @@ def _backward_between(
     decay: Tensor,
     D: Tensor,
     dt: Tensor,
+    xBC: Tensor,
     dy: Tensor,
     parts: tuple[Tensor, Tensor, Tensor],
     dparts: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """From the scan back to in_proj: writes dparts; gradients of convolution, bias, decay, D and dt's bias."""
     (_, raw_xBC, raw), (_, draw_xBC, draw) = parts, dparts
-    b, l, h, p = dy.shape
-    xBC = conv_forward(raw_xBC, conv, conv_bias, None)
+    t, h = dt.shape
+    e, packing = dy.shape[1], settings.packing
     dxBC = torch.empty_like(xBC)
-    x, B, C = _scan_inputs(xBC, h * p, h, settings)
-    dx, dB, dC = _scan_inputs(dxBC, h * p, h, settings)
-    ddt, ddecay, dD, _ = scan_backward(x, dt, decay, B, C, D, None, dy, None, dx, dB, dC)
-    dconv, dconv_bias = conv_backward(raw_xBC, conv, conv_bias, None, dxBC, draw_xBC, None)
-    programs, width = triton.cdiv(b * l, STEP_SIZE.rows), draw.shape[1]
+    x, B, C = _scan_inputs(xBC, e, h, settings)
+    dx, dB, dC = _scan_inputs(dxBC, e, h, settings)
+    dy = dy.unflatten(-1, (h, e // h))
+    ddt, ddecay, dD, _ = scan_backward(x, dt, decay, B, C, D, packing, None, dy, None, dx, dB, dC)
+    dconv, dconv_bias = conv_backward(raw_xBC, conv, conv_bias, packing, None, dxBC, draw_xBC, None)
+    programs, width = triton.cdiv(t, STEP_SIZE.rows), draw.shape[1]
     ddt_bias = torch.empty(programs, h, dtype=torch.float32, device=dt.device)
     _step_sizes_backward[(programs,)](
-        raw, dt_bias, ddt, draw, ddt_bias, b * l, h, width, raw.stride(0), draw.stride(0),
+        raw, dt_bias, ddt, draw, ddt_bias, t, h, width, raw.stride(0), draw.stride(0),
         ROWS=STEP_SIZE.rows, H=triton.next_power_of_2(width), num_warps=STEP_SIZE.warps,
     )  # fmt: skip
     return dconv, dconv_bias, ddecay, dD, ddt_bias.sum(0)
-
-
-def _backward_residual(
-    settings: BlockSettings,
-    residual: Tensor,
-    rstd: Tensor,
-    norm: Tensor,
-    dx: Tensor,
-    A: Tensor | None,
-    dnew: Tensor,
-    plan: RowPlan = RESIDUAL_GRADIENT,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the residual and of its norm's weight."""
-    b, l, d = residual.shape
-    programs = min(b * l, plan.programs)
-    dresidual = torch.empty_like(residual)
-    dnorm = torch.empty(programs, d, dtype=torch.float32, device=residual.device)
-    dropout = settings.dropout
-    _residual_backward[(programs,)](
-        residual, rstd, norm, dx, dx if A is None else A, dnew, dresidual, dnorm,
-        dropout.seed, dropout.threshold, dropout.factor, b * l, triton.cdiv(b * l, programs), d, dx.stride(0),
-        RANK=0 if A is None else len(A), DROP=dropout.probability > 0, C=triton.next_power_of_2(d),
-        num_warps=plan.warps, maxnreg=plan.registers,
-    )  # fmt: skip
-    return dresidual, dnorm.sum(0)
 
 
 def block(
@@ -259,10 +221,10 @@ def block(
     out_weight: Tensor,
     settings: BlockSettings,
 ) -> Tensor:
-    """The next residual (b l d) float32 after residual (b l d) float32.
+    """The next residual (t d) float32 after residual (t d) float32, both packed rows.
 
-    norm (d); in_proj: weight (w d) and LoRA's A (r d), B (w r) or None; conv (c k), k at most 4, conv_bias (c);
-    dt_bias, A_log, D (h); gate (e), the gated norm's weight; out_weight (d e).
+    norm (d); in_proj: weight (w d) and LoRA's A (r d), B (w r), pairs side by side, or None; conv (c k), k at
+    most 4, conv_bias (c); dt_bias, A_log, D (h); gate (e), the gated norm's weight; out_weight (d e).
     """
     tensors = (residual, norm, weight, A, B, conv, conv_bias, dt_bias, A_log, D, gate, out_weight)
     return _Block.apply(*tensors, settings)  # type: ignore[no-any-return,no-untyped-call]

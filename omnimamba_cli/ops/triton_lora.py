@@ -1,4 +1,7 @@
-"""Dropout and the narrow half of a LoRA pair as Triton kernels: nothing as wide as the inputs is written.
+"""Dropout and the narrow half of LoRA pairs as Triton kernels: nothing as wide as the inputs is written.
+
+Rows of two tasks, each with a pair of its own, go through together: the pairs stand side by side, [A; A'] (r d) and
+[B, B'] (w r), and a row is zero in the columns of the pair that is not its own.
 
 Which entries dropout keeps is a function of a seed and the entry's place, so that the backward pass asks again instead
 of reading a mask. Held to plain PyTorch by tests/ops. Importing needs Triton.
@@ -32,6 +35,14 @@ class Dropout:
         return 1 / (1 - self.probability)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """LoRA pairs side by side: of rows before `bound` the first one, of the others, if any, the second."""
+
+    rank: int  # of each
+    bound: int
+
+
 @triton.jit
 def kept(seed, threshold, rows, columns, width):
     """Whether dropout keeps the entries of some rows and columns; a hash of their place (MurmurHash3's last steps)."""
@@ -40,6 +51,12 @@ def kept(seed, threshold, rows, columns, width):
     bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
     bits = (bits ^ (bits >> 16)) >> 1
     return bits.to(tl.int32) >= threshold
+
+
+@triton.jit
+def _own(rows, rs, bound, each):
+    """Which columns of the narrow halves belong to a row's pair: of rows before `bound` the first `each`."""
+    return (rs // each)[None] == (rows >= bound)[:, None].to(tl.int32)
 
 
 @triton.jit
@@ -53,9 +70,10 @@ def _dropped(ptr, rows, columns, count, width, stride, seed, threshold, factor, 
     return x
 
 
-@triton.jit(do_not_specialize=["seed", "threshold", "count"])
-def _narrow(x_ptr, A_ptr, out_ptr, seed, threshold, factor, count, width, rank, sx, so, DROP: tl.constexpr,
-            R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, precision: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["seed", "threshold", "count", "bound"])
+def _narrow(x_ptr, A_ptr, out_ptr, seed, threshold, factor, count, width, rank, bound, each, sx, so,
+            DROP: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+            precision: tl.constexpr):  # fmt: skip
     rows, rs = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, R)
     total = tl.zeros((ROWS, R), tl.float32)
     for start in range(0, width, COLUMNS):
@@ -64,12 +82,13 @@ def _narrow(x_ptr, A_ptr, out_ptr, seed, threshold, factor, count, width, rank, 
         inside = (rs < rank)[:, None] & (cs < width)[None]
         A = tl.load(A_ptr + rs[:, None] * width + cs[None], mask=inside, other=0.0).to(x.dtype)
         total = tl.dot(x, tl.trans(A), total, input_precision=precision)
+    total = tl.where(_own(rows, rs, bound, each), total, 0.0)
     tl.store(out_ptr + rows[:, None].to(tl.int64) * so + rs[None], total, mask=(rows < count)[:, None])
 
 
-@triton.jit(do_not_specialize=["seed", "threshold", "count"])
-def _narrow_gradient(x_ptr, d_ptr, parts_ptr, seed, threshold, factor, count, width, sx, sd, DROP: tl.constexpr,
-                     R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+@triton.jit(do_not_specialize=["seed", "threshold", "count", "bound"])
+def _narrow_gradient(x_ptr, d_ptr, parts_ptr, seed, threshold, factor, count, width, bound, each, sx, sd,
+                     DROP: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                      precision: tl.constexpr):  # fmt: skip
     """A part of A's gradient: of a block of columns and every num_programs(1)-th tile of rows."""
     cs, rs = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, R)
@@ -78,7 +97,7 @@ def _narrow_gradient(x_ptr, d_ptr, parts_ptr, seed, threshold, factor, count, wi
         rows = start + tl.arange(0, ROWS)
         x = _dropped(x_ptr, rows, cs, count, width, sx, seed, threshold, factor, DROP)
         place = d_ptr + rows[:, None].to(tl.int64) * sd + rs[None]
-        d = tl.load(place, mask=(rows < count)[:, None], other=0.0)
+        d = tl.load(place, mask=(rows < count)[:, None] & _own(rows, rs, bound, each), other=0.0)
         total = tl.dot(tl.trans(d), x, total, input_precision=precision)
     place = (tl.program_id(1) * R + rs)[:, None] * width + cs[None]
     tl.store(parts_ptr + place, total, mask=(cs < width)[None])
@@ -156,17 +175,19 @@ def _settings(x: Tensor, rank: int, dropout: Dropout, plan: TilePlan) -> dict[st
     }
 
 
-def narrow(x: Tensor, A: Tensor, dropout: Dropout, out: Tensor, plan: TilePlan = LORA) -> None:
-    """dropout(x) A^T of x (t d), A (r d), contiguous, into out (t padded_rank(r)); zeros beyond r."""
+def narrow(x: Tensor, A: Tensor, pairs: Pairs, dropout: Dropout, out: Tensor, plan: TilePlan = LORA) -> None:
+    """dropout(x) A^T of x (t d), A (r d), contiguous, into out (t padded_rank(r)); zeros where a row has no part."""
     count, width = x.shape
     rank = len(A)
     _narrow[(triton.cdiv(count, plan.rows),)](
-        x, A, out, dropout.seed, dropout.threshold, dropout.factor, count, width, rank, x.stride(0), out.stride(0),
-        **_settings(x, rank, dropout, plan),
+        x, A, out, dropout.seed, dropout.threshold, dropout.factor, count, width, rank, pairs.bound,
+        pairs.rank, x.stride(0), out.stride(0), **_settings(x, rank, dropout, plan),
     )  # fmt: skip
 
 
-def narrow_gradient(x: Tensor, d: Tensor, rank: int, dropout: Dropout, plan: TilePlan = LORA_GRADIENT) -> Tensor:
+def narrow_gradient(
+    x: Tensor, d: Tensor, rank: int, pairs: Pairs, dropout: Dropout, plan: TilePlan = LORA_GRADIENT
+) -> Tensor:
     """A's gradient (r d) float32 of `narrow` for the gradient d (t padded_rank(r)) of what it wrote."""
     count, width = x.shape
     tiles = triton.cdiv(count, plan.rows)
@@ -174,8 +195,9 @@ def narrow_gradient(x: Tensor, d: Tensor, rank: int, dropout: Dropout, plan: Til
     settings = _settings(x, rank, dropout, plan)
     parts = torch.empty(splits, padded_rank(rank), width, dtype=torch.float32, device=x.device)
     _narrow_gradient[(triton.cdiv(width, plan.columns), splits)](
-        x, d, parts, dropout.seed, dropout.threshold, dropout.factor, count, width, x.stride(0), d.stride(0), **settings
-    )
+        x, d, parts, dropout.seed, dropout.threshold, dropout.factor, count, width, pairs.bound,
+        pairs.rank, x.stride(0), d.stride(0), **settings,
+    )  # fmt: skip
     return parts.sum(0)[:rank]
 
 

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
@@ -21,3 +22,41 @@ def load_tile(ptr, rows, columns, l, stride, size: tl.constexpr):
     if columns.shape[0] != size:
         mask = mask & (columns < size)[None]
     return tl.load(ptr + rows[:, None] * stride + columns[None], mask=mask, other=0.0)
+
+
+@triton.jit
+def sequence_at(i, b, l, more_l):
+    """First row and rows of sequence i of a packing, see ops/packing.py."""
+    later = i >= b
+    first = tl.where(later, b * l + (i - b) * more_l, i * l).to(tl.int64)
+    return first, tl.where(later, more_l, l)
+
+
+@triton.jit
+def piece_at(i, b, l, more_l, size):
+    """Piece i of a packing's sequences, each cut every `size` rows by itself: its sequence, that one's first row, its
+    rows, and which of its pieces this is."""
+    early = b * tl.cdiv(l, size)
+    later = i >= early
+    length = tl.where(later, more_l, l)
+    i = tl.where(later, i - early, i)
+    pieces = tl.cdiv(length, size)
+    sequence = i // pieces
+    first = (tl.where(later, b * l, 0) + sequence * length).to(tl.int64)
+    return (sequence + tl.where(later, b, 0)).to(tl.int64), first, length, i % pieces
+
+
+@triton.jit
+def first_piece(i, b, l, more_l, size):
+    """The number of sequence i's first piece in the order of piece_at."""
+    pieces, more = tl.cdiv(l, size), tl.cdiv(more_l, size)
+    return tl.where(i >= b, b * pieces + (i - b) * more, i * pieces).to(tl.int64)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(... c) as (rows c) without a copy where the rows are evenly spaced."""
+    try:
+        flat = x.view(-1, x.shape[-1])
+    except RuntimeError:
+        flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(-1) == 1 else flat.contiguous()

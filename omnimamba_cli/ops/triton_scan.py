@@ -10,23 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from omnimamba_cli.ops.packing import Packing
 from omnimamba_cli.ops.train_plans import SCAN_FORWARD, SCAN_FORWARD_FLOAT32, ScanForwardPlan
-from omnimamba_cli.ops.triton_math import load_tile
+from omnimamba_cli.ops.triton_decay import decays
+from omnimamba_cli.ops.triton_math import first_piece, load_tile, sequence_at
 from omnimamba_cli.ops.triton_scan_backward import scan_backward
-
-
-@triton.jit
-def _chunk(x_ptr, dt_ptr, B_ptr, C_ptr, A, start, l, sx, sdt, sB, sC, Q: tl.constexpr, P: tl.constexpr,
-           N: tl.constexpr, p: tl.constexpr, n: tl.constexpr):  # fmt: skip
-    """One chunk's x (Q P), dt (Q), B, C (Q N) and its running log decay (Q); rows past l are zero steps."""
-    rows, ps, ns = start + tl.arange(0, Q), tl.arange(0, P), tl.arange(0, N)
-    x, B, C = (
-        load_tile(x_ptr, rows, ps, l, sx, p),
-        load_tile(B_ptr, rows, ns, l, sB, n),
-        load_tile(C_ptr, rows, ns, l, sC, n),
-    )
-    dt = tl.load(dt_ptr + rows * sdt, mask=rows < l, other=0.0).to(tl.float32)
-    return x, dt, B, C, tl.cumsum(dt * A, 0)
 
 
 @triton.jit
@@ -37,35 +25,41 @@ def _advance(state, x, dt, B, log_decay, total, precision: tl.constexpr):
     return tl.dot(into, B, state * tl.exp(total), input_precision=precision)
 
 
-@triton.jit(do_not_specialize=["l"])  # lengths vary from batch to batch
-def _forward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_ptr, l, h, r,
-             sxb, sxl, sxh, sdb, sdl, sdh, sBb, sBl, sBg, sCb, sCl, sCg, has_state: tl.constexpr,
-             has_last: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, p: tl.constexpr,
-             n: tl.constexpr, precision: tl.constexpr):  # fmt: skip
-    row, head = (tl.program_id(0) // h).to(tl.int64), tl.program_id(0) % h
+@triton.jit(do_not_specialize=["b", "l", "more_l"])  # lengths vary from batch to batch
+def _forward(x_ptr, times_ptr, logs_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_ptr, b, l, more_l, h, r,
+             sx, sxh, sB, sBg, sC, sCg, has_state: tl.constexpr, has_last: tl.constexpr, Q: tl.constexpr,
+             P: tl.constexpr, N: tl.constexpr, p: tl.constexpr, n: tl.constexpr,
+             precision: tl.constexpr):  # fmt: skip
+    sequence, head = tl.program_id(0) // h, tl.program_id(0) % h
     group = head // r
-    x_ptr += row * sxb + head * sxh
-    dt_ptr += row * sdb + head * sdh
-    B_ptr += row * sBb + group * sBg
-    C_ptr += row * sCb + group * sCg
-    y_ptr += (row * l * h + head) * p
-    A, D = tl.load(A_ptr + head).to(tl.float32), tl.load(D_ptr + head).to(tl.float32)
+    chunk = (first_piece(sequence, b, l, more_l, Q) * h + head) * Q
+    row, l = sequence_at(sequence, b, l, more_l)
+    x_ptr += row * sx + head * sxh
+    B_ptr += row * sB + group * sBg
+    C_ptr += row * sC + group * sCg
+    y_ptr += (row * h + head) * p
+    times_ptr += chunk
+    logs_ptr += chunk
+    D = tl.load(D_ptr + head).to(tl.float32)
     qs, ps, ns = tl.arange(0, Q), tl.arange(0, P), tl.arange(0, N)
-    cell = (row * h + head) * p * n + ps[:, None] * n + ns[None]
+    cell = (sequence.to(tl.int64) * h + head) * p * n + ps[:, None] * n + ns[None]
     whole = (ps < p)[:, None] & (ns < n)[None]
     state = tl.zeros((P, N), tl.float32)
     if has_state:
         state = tl.load(state_ptr + cell, mask=whole, other=0.0)
     for start in range(0, l, Q):
-        x, dt, B, C, log_decay = _chunk(x_ptr, dt_ptr, B_ptr, C_ptr, A, start, l, sxl, sdl, sBl, sCl, Q, P, N, p, n)
-        total = tl.sum(dt * A, 0)
+        rows = start + qs
+        x = load_tile(x_ptr, rows, ps, l, sx, p)
+        B, C = load_tile(B_ptr, rows, ns, l, sB, n), load_tile(C_ptr, rows, ns, l, sC, n)
+        # past the end steps are zero
+        dt, log_decay = tl.load(times_ptr + start * h + qs), tl.load(logs_ptr + start * h + qs)
+        total = tl.load(logs_ptr + start * h + Q - 1)
         between = tl.where(qs[:, None] >= qs[None], log_decay[:, None] - log_decay[None], float("-inf"))
         scores = tl.dot(C, tl.trans(B), input_precision=precision, out_dtype=tl.float32)
         scores = scores * tl.exp(between) * dt[None]
         y = tl.dot(C, tl.trans(state.to(C.dtype)), input_precision=precision, out_dtype=tl.float32)
         y = y * tl.exp(log_decay)[:, None] + D * x.to(tl.float32)
         y = tl.dot(scores.to(x.dtype), x, y, input_precision=precision)
-        rows = start + qs
         tl.store(y_ptr + rows[:, None] * h * p + ps[None], y, mask=(rows < l)[:, None] & (ps < p)[None])
         state = _advance(state, x, dt, B, log_decay, total, precision)
     if has_last:
@@ -74,15 +68,11 @@ def _forward(x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, state_ptr, y_ptr, last_p
 
 def _sizes(x: Tensor, B: Tensor) -> dict[str, object]:
     """Tile sizes: powers of two, at least the 16 of the matrix units."""
-    p, n = x.shape[3], B.shape[3]
+    p, n = x.shape[2], B.shape[2]
     # float32 in full: the fast path must give the reference's greedy tokens
     precision = "ieee" if x.dtype == torch.float32 else "tf32"
     up = {name: max(16, triton.next_power_of_2(v)) for name, v in (("P", p), ("N", n))}
     return {**up, "p": p, "n": n, "precision": precision}
-
-
-def _strides(x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> list[int]:
-    return [*x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3]]
 
 
 def scan_forward(
@@ -92,33 +82,40 @@ def scan_forward(
     B: Tensor,
     C: Tensor,
     D: Tensor,
+    packing: Packing,
     state: Tensor | None = None,
     last: Tensor | None = None,
     plan: ScanForwardPlan | None = None,
 ) -> Tensor:
-    """y (b l h p) of reference.ssd_scan; the last state goes into `last` (b h p n) float32 where it is wanted.
+    """y (t h p) of reference.ssd_scan for the packed rows x (t h p), dt (t h), B and C (t g n).
 
-    Innermost strides of x, B and C are 1.
+    The last states of the sequences go into `last` (b h p n) float32 where they are wanted. Innermost strides of x, B
+    and C are 1.
     """
-    b, l, h, p = x.shape
+    t, h, p = x.shape
     plan = plan or (SCAN_FORWARD_FLOAT32 if x.dtype == torch.float32 else SCAN_FORWARD)
-    y = torch.empty(b, l, h, p, dtype=x.dtype, device=x.device)
-    _forward[(b * h,)](
-        x, dt, A, B, C, D, y if state is None else state, y, y if last is None else last, l, h, h // B.shape[2],
-        *_strides(x, dt, B, C), has_state=state is not None, has_last=last is not None, Q=plan.chunk,
-        **_sizes(x, B), num_warps=plan.warps, num_stages=plan.stages,
+    y = torch.empty(t, h, p, dtype=x.dtype, device=x.device)
+    times, logs = decays(dt, A, packing, plan.chunk)
+    _forward[(packing.sequences * h,)](
+        x, times, logs, B, C, D, y if state is None else state, y, y if last is None else last, *packing.lengths,
+        h, h // B.shape[1], *x.stride()[:2], *B.stride()[:2], *C.stride()[:2],
+        has_state=state is not None, has_last=last is not None, Q=plan.chunk, **_sizes(x, B),
+        num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
     return y
 
 
 class _Scan(torch.autograd.Function):
+    """Of packed rows; returns y (t h p) and the last states."""
+
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, state):  # type: ignore[no-untyped-def]  # torch's own signature
-        b, _, h, p = x.shape
-        last = torch.empty(b, h, p, B.shape[3], dtype=torch.float32, device=x.device)
+    def forward(ctx, x, dt, A, B, C, D, state, packing):  # type: ignore[no-untyped-def]  # torch's own signature
+        _, h, p = x.shape
+        last = torch.empty(packing.sequences, h, p, B.shape[2], dtype=torch.float32, device=x.device)
         ctx.save_for_backward(x, dt, A, B, C, D, state)
+        ctx.packing = packing
         ctx.set_materialize_grads(False)  # of the last state, which in training nobody asks for
-        return scan_forward(x, dt, A, B, C, D, state, last), last
+        return scan_forward(x, dt, A, B, C, D, packing, state, last), last
 
     @staticmethod
     def backward(ctx, dy, dlast):  # type: ignore[no-untyped-def]
@@ -129,15 +126,18 @@ class _Scan(torch.autograd.Function):
         dy = dy if dy.stride(-1) == 1 else dy.contiguous()
         dlast = None if dlast is None else dlast.contiguous()
         dB, dC = torch.empty(2, *B.shape, dtype=B.dtype, device=x.device)
-        ddt, dA, dD, dstate = scan_backward(x, dt, A, B, C, D, state, dy, dlast, dx, dB, dC)
-        return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB, dC, dD.to(D.dtype), dstate
+        ddt, dA, dD, dstate = scan_backward(x, dt, A, B, C, D, ctx.packing, state, dy, dlast, dx, dB, dC)
+        return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB, dC, dD.to(D.dtype), dstate, None
 
 
 def ssd_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, *, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Same contract as reference.ssd_scan, but for chunk_size: tiles have their own size here."""
+    b, l = x.shape[:2]
     x, B, C = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, B, C))
     B, C = B.to(x.dtype), C.to(x.dtype)
     state = None if state is None else state.float().contiguous()
-    return _Scan.apply(x, dt, A, B, C, D, state)
+    x, dt, B, C = (t.flatten(0, 1) for t in (x, dt, B, C))
+    y, last = _Scan.apply(x, dt, A, B, C, D, state, Packing(b, l))
+    return y.unflatten(0, (b, l)), last

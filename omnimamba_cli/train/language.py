@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimamba_cli import ops
 from omnimamba_cli.config import BAD_SHARE, Task
 from omnimamba_cli.data.batches import IGNORE, Collate, DrawBatch, SketchBatch, TalkBatch, collate_sketches
 from omnimamba_cli.data.codes import DrawnCodes
@@ -16,7 +16,7 @@ from omnimamba_cli.data.samples import Samples
 from omnimamba_cli.data.sequences import mmu_middle, mmu_prefix
 from omnimamba_cli.data.shards import ShardSamples
 from omnimamba_cli.model.omnimamba import OmniMamba
-from omnimamba_cli.model.vision import VisionTowers
+from omnimamba_cli.model.vision import VisionTowers, narrowed
 from omnimamba_cli.train.events import Event
 from omnimamba_cli.train.optimiser import Average
 from omnimamba_cli.train.skipping import Skipping, total
@@ -48,6 +48,7 @@ class Objective(nn.Module):
         self.model = model
         self.recompute = recompute  # layers, in the backward pass
         self.towers = towers
+        self.narrowed: list[VisionTowers] = []  # see _eyes
         self.weights = dict(weights)
         config = model.config
         self.register_buffer("lead", torch.tensor([mmu_prefix(config)]), persistent=False)
@@ -64,54 +65,60 @@ class Objective(nn.Module):
 
     def forward(self, micro: TaskBatches, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each task's summed cross-entropy over the step's number of targets, and their weighted sum "loss"."""
-        values: dict[str, Tensor] = {}
-        for task, batch in micro.by_task.items():
-            summed = self.talk(batch) if isinstance(batch, TalkBatch) else self.draw(batch)
-            values[f"loss_{task}"] = summed / totals[task]
+        fed = {task: x for task, batch in micro.by_task.items() if (x := self._fed(batch)) is not None}
+        hidden = self.model.together(fed, recompute=self.recompute and torch.is_grad_enabled()) if fed else {}
+        values = {
+            f"loss_{task}": (self._summed(hidden[task], batch, task) if task in fed else self._nothing()) / totals[task]
+            for task, batch in micro.by_task.items()
+        }
         loss = torch.stack([self.weights[task] * values[f"loss_{task}"] for task in micro.by_task]).sum()
         return {"loss": loss, **values}
 
-    def draw(self, batch: DrawBatch) -> Tensor:
-        """Summed cross-entropy of the codes, each predicted from the position before it."""
-        codes = batch.codes.long()
-        x = torch.cat([self.model.embed_caption(batch.prefix), self.model.embed_codes(codes[:, :-1])], dim=1)
-        hidden = self._hidden(x, "t2i")[:, batch.prefix.shape[1] - 1 :]  # (b codes d)
-        return self._summed(hidden.flatten(0, 1), codes.flatten(), "t2i")
-
-    def talk(self, batch: TalkBatch) -> Tensor:
-        """Summed cross-entropy of the answers; the head runs at their positions alone."""
+    def _fed(self, batch: TalkBatch | DrawBatch) -> Tensor | None:
+        """The model's inputs (b l d); None of a batch without a target."""
+        if isinstance(batch, DrawBatch):
+            codes = batch.codes[:, :-1].long()
+            return torch.cat([self.model.embed_caption(batch.prefix), self.model.embed_codes(codes)], dim=1)
         rows = []
         if len(batch.pixels):
             patches = self.model.embed_patches(self.look(batch.pixels))
-            lead, middle = (self.model.embed_text(ids).expand(len(patches), -1, -1) for ids in (self.lead, self.middle))
-            rows.append(torch.cat([lead, patches, middle, self.model.embed_text(batch.ids)], dim=1))
+            lead, middle = (ids.expand(len(patches), -1) for ids in (self.lead, self.middle))
+            # one lookup: the gradient of each is as large as the table
+            words = self.model.embed_text(torch.cat([lead, middle, batch.ids], dim=1))
+            before, after = words.split([lead.shape[1], words.shape[1] - lead.shape[1]], dim=1)
+            rows.append(torch.cat([before, patches, after], dim=1))
         if len(batch.plain):
             rows.append(self.model.embed_text(batch.plain))
-        if not rows or not len(batch.targets):
-            return self._nothing()
-        hidden = self._hidden(torch.cat(rows), "mmu").flatten(0, 1)
-        return self._summed(hidden.index_select(0, batch.places), batch.targets, "mmu")
-
-    def _hidden(self, x: Tensor, task: Task) -> Tensor:
-        hidden: Tensor = self.model(x, task, recompute=self.recompute and torch.is_grad_enabled())
-        return hidden
+        return torch.cat(rows) if rows and len(batch.targets) else None
 
     def look(self, pixels: Tensor) -> Tensor:
         """uint8 pixels to patches; without gradients while the towers are frozen."""
         assert self.towers is not None
         with torch.set_grad_enabled(self.towers.training):
-            return self.towers(pixels.float() / 255)
+            return self._eyes(self.towers, pixels.device.type)(pixels.float() / 255)
+
+    def _eyes(self, towers: VisionTowers, device_type: str) -> VisionTowers:
+        """The towers, or under autocast their narrowed copy, if their weights are here whole and never change."""
+        if not torch.is_autocast_enabled(device_type) or any(p.requires_grad for p in towers.parameters()):
+            return towers
+        if hasattr(self, "reshard"):  # FSDP: what is whole now is gone after the step
+            return towers
+        if not self.narrowed:  # in a list: no part of this module, whose tensors are saved and compared
+            self.narrowed.append(narrowed(towers, torch.get_autocast_dtype(device_type)))
+        return self.narrowed[0]
 
     def _nothing(self) -> Tensor:
         """Of a batch without a target: 0 through every weight that trains, so that a backward pass finds its way."""
         return torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
 
-    def _summed(self, hidden: Tensor, targets: Tensor, task: Task) -> Tensor:
-        logits = self.model.training_logits(hidden, task)
-        if first := self.model.first_row(task):
-            targets = targets + first  # codes, none of which is ignored
-        # float32: a sum over many small exponentials in bf16 is off by percents
-        return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE)
+    def _summed(self, hidden: Tensor, batch: TalkBatch | DrawBatch, task: Task) -> Tensor:
+        """Summed cross-entropy of the codes or answers; the head runs at their positions alone."""
+        if isinstance(batch, DrawBatch):
+            hidden = hidden[:, batch.prefix.shape[1] - 1 :].flatten(0, 1)  # each code from the position before it
+            targets = batch.codes.flatten().long() + self.model.first_row(task)
+        else:
+            hidden, targets = hidden.flatten(0, 1).index_select(0, batch.places), batch.targets
+        return ops.summed_cross_entropy(self.model.training_logits(hidden, task), targets, IGNORE)
 
 
 class LanguageJob:

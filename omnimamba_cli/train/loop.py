@@ -23,7 +23,7 @@ from omnimamba_cli.train import snapshots
 from omnimamba_cli.train.events import Evaluated, Event, Finished, Note, Progress, Saved
 from omnimamba_cli.train.loop_config import LoopConfig
 from omnimamba_cli.train.metrics import MetricsFile
-from omnimamba_cli.train.optimiser import Average, adamw, learning_rate
+from omnimamba_cli.train.optimiser import Average, adamw, clip_gradients, learning_rate
 from omnimamba_cli.train.sharding import is_sharded, make_whole, whole
 from omnimamba_cli.train.state import check_finite, fingerprint, held_out_changed, restore, tensors_of
 
@@ -207,7 +207,7 @@ class Loop:
                 values = self.wrapped(micro, totals)
                 self.accelerate.backward(values["loss"])
             self._add({name: value.detach() for name, value in values.items()})
-        norm = self.accelerate.clip_grad_norm_(self.parameters.values(), c.clip)
+        norm = clip_gradients(self.accelerate, self.optimizer, list(self.parameters.values()), c.clip)
         self._add({"grad_norm": self._counted(norm.detach())})
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from omnimamba_cli.train.sharding import local
@@ -33,6 +35,24 @@ def adamw(parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float)
     ]
     on_cuda = bool(parameters) and parameters[0].is_cuda
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=BETAS, fused=on_cuda)
+
+
+def clip_gradients(
+    accelerate: Accelerator, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], largest: float
+) -> Tensor:
+    """Make the gradients' norm at most `largest` in the optimizer's next step; returns what it was, on the device.
+
+    A fused optimizer multiplies them in the pass that reads them, torch's way for scaled losses. So the fp16 scaler,
+    which needs that for itself, and shards have a pass of their own.
+    """
+    fused = all(group["fused"] for group in optimizer.param_groups)
+    if not fused or accelerate.scaler is not None or accelerate.distributed_type == DistributedType.FSDP:
+        norm: Tensor = accelerate.clip_grad_norm_(parameters, largest)
+        return norm
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # what it divides by: the inverse of clip_grad_norm_'s factor, its 1e-6 included
+    optimizer.grad_scale = ((norm + 1e-6) / largest).clamp(min=1.0)  # type: ignore[attr-defined]  # read by step
+    return norm
 
 
 class Average:

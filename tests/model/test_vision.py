@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.config import TowerConfig
-from omnimamba_cli.model.vision import CPU_PICTURES, Tower, VisionTowers, timm_state
+from omnimamba_cli.model.vision import CPU_PICTURES, Tower, VisionTowers, narrowed, timm_state
 from omnimamba_cli.presets import IMAGENET_MEAN, IMAGENET_STD
 from tests.numerics import assert_close
 
@@ -162,3 +162,16 @@ def test_positions_of_another_size_are_resampled() -> None:
 def test_positions_of_the_same_size_are_left_alone() -> None:
     theirs = whole(VIT).state_dict()
     assert timm_state(VIT, theirs)["pos_embed"] is theirs["pos_embed"]
+
+
+@every_tower
+def test_narrowed_towers_see_under_autocast_what_the_given_ones_see(config: TowerConfig) -> None:
+    towers = VisionTowers((config,))
+    towers.towers[0].net.load_state_dict(timm_state(config, whole(config).state_dict()))
+    before = {name: t.clone() for name, t in towers.state_dict().items()}
+    narrow = narrowed(towers, torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(narrow(pixels()), towers(pixels()))
+    assert all(torch.equal(t, before[name]) for name, t in towers.state_dict().items())
+    kinds = {t.dtype for t in narrow.state_dict().values()}
+    assert kinds == {torch.float32, torch.bfloat16}

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from omnimamba_cli.config import Mamba2Config
-from omnimamba_cli.model.mamba2 import Block
+from omnimamba_cli.model.mamba2 import Block, Share, Shares, parts
+from omnimamba_cli.ops.packing import Packing
 from tests.numerics import assert_close
 from tests.ops.test_scan_backends import dirty_memory
 
@@ -51,26 +52,34 @@ def plain(block: Block, residual: Tensor, task: str, mask: Tensor | None) -> Ten
         in_proj.forward = forward
 
 
-def compare(config: Mamba2Config, device: str, b: int, l: int, dtype: torch.dtype, tolerance: float) -> None:
+def compare(config: Mamba2Config, device: str, shares: Shares, dtype: torch.dtype, tolerance: float) -> None:
     """Output and every gradient of the fast step, its products in a dtype, against the plain block in float64."""
     from omnimamba_cli.ops.triton_block import BlockSettings, block
-    from omnimamba_cli.ops.triton_lora import Dropout, dropout_mask
+    from omnimamba_cli.ops.triton_lora import Dropout, Pairs, dropout_mask
 
     fast = made(config, device)
     exact = made(config, device).double()
-    rng = torch.Generator().manual_seed(l)
-    residual, weights = torch.randn(2, b, l, config.d_model, generator=rng).to(device).unbind()
+    count = sum(share.b * share.l for share in shares)
+    rng = torch.Generator().manual_seed(count)
+    residual, weights = torch.randn(2, count, config.d_model, generator=rng).to(device).unbind()
     dropout = Dropout(config.lora_dropout, SEED)
-    mask = None
+    mask = torch.ones(count, config.d_model, device=device).double()
     if config.lora_dropout:
-        mask = dropout_mask(b * l, config.d_model, dropout, torch.device(device)).view(residual.shape).double()
+        mask = dropout_mask(count, config.d_model, dropout, torch.device(device)).double()
     leaf = residual.double().requires_grad_()
-    want = plain(exact, leaf, "mmu", mask)
+    masks = [m if config.lora_dropout else None for _, m in parts(mask, shares)]
+    plainly = [plain(exact, part, task, m) for (task, part), m in zip(parts(leaf, shares), masks, strict=True)]
+    want = torch.cat([out.flatten(0, 1) for out in plainly])
     (want * weights).sum().backward()
 
-    m, pair = fast.mixer, fast.mixer.in_proj.pair("mmu")
-    settings = BlockSettings(config.ngroups, config.d_state, config.norm_eps, dtype, m.in_proj.scale, dropout)
-    low = (None, None) if pair is None else (pair.A, pair.B)
+    m = fast.mixer
+    pairs = [pair for share in shares if (pair := m.in_proj.pair(share.task)) is not None]
+    bound = shares[0].b * shares[0].l
+    low = (torch.cat([p.A for p in pairs]), torch.cat([p.B for p in pairs], 1)) if pairs else (None, None)
+    settings = BlockSettings(
+        config.ngroups, config.d_state, config.norm_eps, dtype, Packing.of([(s.b, s.l) for s in shares]),
+        Pairs(config.lora_rank, bound), m.in_proj.scale, dropout,
+    )  # fmt: skip
     start = residual.clone().requires_grad_()
     with dirty_memory():
         got = block(
@@ -87,6 +96,65 @@ def compare(config: Mamba2Config, device: str, b: int, l: int, dtype: torch.dtyp
             assert_close(f"d{name}", q.grad, p.grad, tolerance)
 
 
+def compare_together(config: Mamba2Config, device: str, tolerance: float) -> None:
+    """Block.forward of both tasks' rows against each task alone: the tasks meet in nothing but the weights."""
+    block = made(config, device).train()
+    shares = (Share("mmu", 1, 5), Share("t2i", 2, 3))
+    rows, dnew = torch.randn(2, 11, config.d_model, generator=torch.Generator().manual_seed(3)).to(device).unbind()
+    found = []
+    for together in (True, False):
+        block.zero_grad()
+        leaf = rows.clone().requires_grad_()
+        if together:
+            out = block(leaf, shares)
+        else:
+            out = torch.cat([block(part, task).flatten(0, 1) for task, part in parts(leaf, shares)])
+        (out * dnew).sum().backward()
+        found.append({"out": out, "residual": leaf.grad} | {n: p.grad for n, p in block.named_parameters()})
+    for name, want in found[1].items():
+        if want is None:
+            assert found[0][name] is None, name
+        else:
+            assert_close(name, want, found[0][name], tolerance)
+
+
+def compare_copies(device: str, dtype: torch.dtype) -> None:
+    """A gradient's 16-bit copy reaches the layer before, is what a cast gives, and is not taken once it is stale."""
+    from omnimamba_cli.ops import triton_block
+
+    blocks = [made(replace(SMALL, lora_dropout=0.25), device) for _ in range(3)]
+    rows = torch.randn(9, SMALL.d_model, generator=torch.Generator().manual_seed(2)).to(device)
+    narrowed, calls = triton_block._narrowed, []
+
+    def noting(dnew: Tensor, dtype: torch.dtype) -> Tensor:
+        found = narrowed(dnew, dtype)
+        assert torch.equal(found, dnew.to(dtype))
+        calls.append(hasattr(dnew, "narrowed") and found is dnew.narrowed[0])
+        return found
+
+    def doubled(grad: Tensor) -> None:
+        grad *= 2
+
+    triton_block._narrowed = noting
+    try:
+        for hook in (None, doubled):
+            out = rows.clone().requires_grad_()
+            with torch.autocast(device, dtype):
+                for i, block in enumerate(blocks):
+                    out = block(out, (Share("mmu", 1, 9),))
+                    if i == 0 and hook is not None:
+                        out.register_hook(hook)
+            out.sum().backward()
+    finally:
+        triton_block._narrowed = narrowed
+    assert calls == [False, True, True, False, True, False]
+
+
+def in_one_step(out: Tensor) -> bool:
+    """Whether a block's output (b l d), a view of rows, came from the fast step."""
+    return "Block" in type(out.grad_fn.next_functions[0][0]).__name__
+
+
 def compare_as_trained(config: Mamba2Config, device: str) -> None:
     """What Block.forward does by itself: dropout from the seeded generator, the same when it is computed again."""
     from omnimamba_cli.ops.triton_lora import Dropout, dropout_mask
@@ -99,7 +167,7 @@ def compare_as_trained(config: Mamba2Config, device: str) -> None:
         leaf = start.clone().requires_grad_()
         torch.manual_seed(SEED)
         out = checkpoint(block, leaf, "mmu", use_reentrant=False) if recompute else block(leaf, "mmu")
-        assert "Block" in type(out.grad_fn).__name__
+        assert in_one_step(out)
         out.square().sum().backward()
         results.append([out.detach(), leaf.grad, *(p.grad for p in block.parameters() if p.grad is not None)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -134,6 +202,20 @@ def test_block_trains_in_one_step_on_a_gpu() -> None:
 
 @pytest.mark.gpu
 @cuda
+def test_gradients_are_narrowed_once_on_a_gpu() -> None:
+    compare_copies("cuda", torch.bfloat16)
+
+
+@pytest.mark.gpu
+@cuda
+def test_two_tasks_together_are_each_alone_on_a_gpu() -> None:
+    compare_together(replace(REAL, lora_dropout=0.0), "cuda", 2e-4)
+    compare_together(replace(REAL, lora_dropout=0.0, lora_pairs="shared"), "cuda", 2e-4)
+    compare_together(replace(REAL, lora_rank=0), "cuda", 2e-4)
+
+
+@pytest.mark.gpu
+@cuda
 def test_under_autocast_a_block_gives_what_single_operations_give(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(REAL, lora_dropout=0.0)
     start, dnew = torch.randn(2, 3, 150, config.d_model, generator=torch.Generator().manual_seed(1)).cuda().unbind()
@@ -144,7 +226,7 @@ def test_under_autocast_a_block_gives_what_single_operations_give(monkeypatch: p
         with torch.autocast("cuda", torch.bfloat16):
             out = block(leaf, "t2i")
         assert out.dtype == torch.float32
-        assert ("Block" in type(out.grad_fn).__name__) == (kernels == "auto")
+        assert in_one_step(out) == (kernels == "auto")
         (out * dnew).sum().backward()
         found.append(
             {"out": out - leaf, "dresidual": leaf.grad - dnew, **{n: p.grad for n, p in block.named_parameters()}}
@@ -161,22 +243,31 @@ def test_under_autocast_a_block_gives_what_single_operations_give(monkeypatch: p
 @pytest.mark.parametrize("l", [1, 65, 329])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 3e-2)])
 def test_block_on_a_gpu(l: int, dtype: torch.dtype, tolerance: float) -> None:
-    compare(REAL, "cuda", 2, l, dtype, tolerance)
-    compare(replace(REAL, ngroups=2, d_state=64, lora_rank=0), "cuda", 2, l, dtype, tolerance)
+    compare(REAL, "cuda", (Share("mmu", 2, l),), dtype, tolerance)
+    compare(replace(REAL, ngroups=2, d_state=64, lora_rank=0), "cuda", (Share("mmu", 2, l),), dtype, tolerance)
+    compare(REAL, "cuda", (Share("mmu", 1, 3 * l), Share("t2i", 2, l)), dtype, tolerance)
 
 
 INTERPRETED = """
 import torch
 from dataclasses import replace
 from omnimamba_cli.ops import registry
-from tests.ops.test_block_backends import SMALL, compare, compare_as_trained, compare_frozen
-compare(SMALL, "cpu", 2, 19, torch.float32, 1e-4)
-compare(replace(SMALL, ngroups=3, lora_rank=0), "cpu", 1, 5, torch.float32, 1e-4)
+from omnimamba_cli.model.mamba2 import Share
+from tests.ops.test_block_backends import SMALL, compare, compare_as_trained, compare_copies
+from tests.ops.test_block_backends import compare_frozen, compare_together
+mmu = Share("mmu", 2, 19)
+compare(SMALL, "cpu", (mmu,), torch.float32, 1e-4)
+compare(replace(SMALL, ngroups=3, lora_rank=0), "cpu", (Share("mmu", 1, 5),), torch.float32, 1e-4)
 dropped = replace(SMALL, lora_dropout=0.25)
-compare(dropped, "cpu", 2, 3, torch.float32, 1e-4)
+compare(dropped, "cpu", (Share("t2i", 2, 3), mmu), torch.float32, 1e-4)
+for nothing in (Share("t2i", 0, 4), Share("t2i", 1, 1)):
+    compare(dropped, "cpu", (mmu, nothing), torch.float32, 1e-4)
 registry._triton_refusal = lambda x: None
 compare_as_trained(dropped, "cpu")
 compare_frozen("cpu")
+compare_copies("cpu", torch.float16)
+for config in (SMALL, replace(SMALL, lora_pairs="shared")):
+    compare_together(config, "cpu", 1e-5)
 """
 
 

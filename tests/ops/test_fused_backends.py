@@ -74,6 +74,37 @@ def compare_norms(device: str, dtype: torch.dtype, tolerance: float, l: int, *, 
     compare("gated_rms_norm", gated, device, dtype, tolerance, cut)
 
 
+def compare_loss(device: str, dtype: torch.dtype, tolerance: float, v: int) -> None:
+    """The loss and its gradient; one row is ignored, one is sure of the right answer and one of a wrong one."""
+    from omnimamba_cli.ops import triton_loss
+
+    rng = torch.Generator().manual_seed(v)
+    logits = (3 * normal(rng, 7, v)).to(dtype)
+    targets = torch.randint(v, (7,), generator=rng)
+    logits[3, targets[3]] = 60
+    logits[4, (targets[4] + 1) % v] = 60
+    targets[2] = -100
+    found = []
+    for loss, given in ((reference.summed_cross_entropy, logits.float()), (triton_loss.summed_cross_entropy, logits)):
+        leaf = given.detach().clone().to(device).requires_grad_()
+        value = loss(leaf, targets.to(device), -100)
+        (value / 7).backward()
+        found.append((value.detach(), leaf.grad))
+    assert found[1][0].dtype == torch.float32
+    assert found[1][1].dtype == dtype
+    assert_close("loss", found[0][0], found[1][0], 1e-5)
+    assert_close("dlogits", found[0][1], found[1][1], tolerance)
+    assert not found[1][1][2].any()
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("v", [5, 2048, 50288])
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+def test_cross_entropy_on_a_gpu(v: int, dtype: torch.dtype, tolerance: float) -> None:
+    compare_loss("cuda", dtype, tolerance, v)
+
+
 @pytest.mark.gpu
 @cuda
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "strided"])
@@ -120,13 +151,16 @@ def test_more_than_four_taps_go_to_the_reference() -> None:
 
 INTERPRETED = """
 import torch
-from tests.ops.test_fused_backends import LENGTHS, compare_conv, compare_norms
+from tests.ops.test_fused_backends import LENGTHS, compare_conv, compare_loss, compare_norms
 for i, l in enumerate(LENGTHS):
     for carried in (False, True):
         compare_conv("cpu", torch.float32, 1e-5, l, carried=carried, cut=(i + carried) % 2 == 1)
     compare_norms("cpu", torch.float32, 1e-5, l, cut=i % 2 == 0)
 for k in (1, 2, 3):
     compare_conv("cpu", torch.float32, 1e-5, 3, carried=k > 1, cut=True, k=k, c=16)
+for v in (5, 2048, 5001):
+    compare_loss("cpu", torch.float32, 1e-5, v)
+compare_loss("cpu", torch.float16, 1e-3, 2100)
 """
 
 

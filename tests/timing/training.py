@@ -1,7 +1,7 @@
 """Times stage 2's training kernels on a GPU at the 1.3B model's sizes, each over its candidate plans:
 
     python -m tests.timing.training [--only PART[,PART...]] [--rows N] [--json FILE]
-    python -m tests.timing.training --profile [--rows-t2i N] [--rows-mmu N]
+    python -m tests.timing.training --profile [--activations kept|again] [--rows-t2i N] [--rows-mmu N]
 
 Parts: check, scan, scan-gradient, conv, norms, lora, products, block, all in this order by default. One that fails is a
 line; the others go on. The plans in ops/train_plans.py are chosen by what this prints. --profile prints the kernels of
@@ -20,9 +20,10 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from omnimamba_cli.engine.bench_stage2 import Stage2Bench, prepared
-from omnimamba_cli.model.mamba2 import Block
-from omnimamba_cli.ops import triton_block, triton_fused, triton_lora, triton_scan, triton_scan_backward
+from omnimamba_cli.engine.bench_stage2 import TOGETHER, Stage2Bench, prepared
+from omnimamba_cli.model.mamba2 import Block, Share
+from omnimamba_cli.ops import triton_conv, triton_fused, triton_lora, triton_residual, triton_scan, triton_scan_backward
+from omnimamba_cli.ops.packing import Packing
 from omnimamba_cli.ops.train_plans import (
     SCAN_GRADIENT,
     RowPlan,
@@ -37,7 +38,9 @@ from tests.timing.machine import Log, compile_together, peak_gib, seconds_each
 
 PARTS = ("check", "scan", "scan-gradient", "conv", "norms", "lora", "products", "block")
 LENGTH = 329  # of a drawing: 72 tokens of text and marks, 256 codes, the last of which is not read
+TALKS, TALK_LENGTH = 3, 1176  # beside the drawings: pictures with their text, rounded up
 BF16 = torch.bfloat16
+BOTH = (Share("mmu", 1, 130), Share("t2i", 2, 65))
 SCANS = [ScanForwardPlan(*p) for p in ((32, 4, 3), (32, 4, 2), (64, 4, 2), (64, 4, 1), (64, 8, 1), (16, 4, 3))]
 KERNELS = {
     "states": [ScanKernel(4, 3), ScanKernel(4, 2), ScanKernel(4, 1), ScanKernel(8, 2)],
@@ -65,15 +68,16 @@ ROWS = [
 
 
 class Shapes:
-    """Random tensors of one layer of the 1.3B model for some rows of drawings."""
+    """Random tensors of one layer of the 1.3B model for some rows of drawings, and TALKS pictures with text."""
 
     def __init__(self, rows: int) -> None:
         self.config = c = preset("1.3b").backbone
-        self.b, self.l, self.tokens = rows, LENGTH, rows * LENGTH
+        self.packing = Packing(TALKS, TALK_LENGTH, rows, LENGTH)
+        self.tokens = self.packing.rows
         torch.manual_seed(0)
         self.e, self.c, self.h, self.n = c.d_inner, c.conv_dim, c.nheads, c.d_state
-        self.zxBCdt = self.normal(rows, LENGTH, c.d_in_proj) / 2
-        self.dt = 0.1 * torch.rand(rows, LENGTH, c.nheads, device="cuda")
+        self.zxBCdt = self.normal(self.tokens, c.d_in_proj) / 2
+        self.dt = 0.1 * torch.rand(self.tokens, c.nheads, device="cuda")
         self.A, self.D = -1 - 15 * torch.rand(c.nheads, device="cuda"), torch.ones(c.nheads, device="cuda")
         self.weight, self.bias = (
             torch.randn(c.conv_dim, c.d_conv, device="cuda"),
@@ -86,7 +90,7 @@ class Shapes:
     def scan(self) -> tuple[Tensor, ...]:
         xBC = self.zxBCdt[..., self.e : self.e + self.c].contiguous()
         x, B, C = xBC.split([self.e, self.n, self.n], -1)
-        return x.unflatten(-1, (self.h, -1)), self.dt, self.A, B[:, :, None], C[:, :, None], self.D
+        return x.unflatten(-1, (self.h, -1)), self.dt, self.A, B[:, None], C[:, None], self.D, self.packing
 
 
 Candidates = list[tuple[str, Callable[[], object]]]
@@ -116,9 +120,12 @@ class Run:
             ("scan float32", lambda: test_scan_backends.compare_cut("cuda", test_scan_backends.UNEVEN)),
             ("conv", lambda: test_fused_backends.compare_conv("cuda", BF16, 4e-3, 70, carried=True, cut=True)),
             ("norms", lambda: test_fused_backends.compare_norms("cuda", BF16, 4e-3, 70, cut=True)),
-            ("block", lambda: test_block_backends.compare(test_block_backends.REAL, "cuda", 2, 65, BF16, 3e-2)),
+            ("cross-entropy", lambda: test_fused_backends.compare_loss("cuda", BF16, 4e-3, 16384)),
+            ("block", lambda: test_block_backends.compare(test_block_backends.REAL, "cuda", BOTH, BF16, 3e-2)),
             ("block float32", lambda: test_block_backends.compare(
-                test_block_backends.REAL, "cuda", 2, 33, torch.float32, 2e-4)),
+                test_block_backends.REAL, "cuda", BOTH, torch.float32, 2e-4)),
+            ("both tasks", lambda: test_block_backends.compare_together(
+                replace(test_block_backends.REAL, lora_dropout=0.0), "cuda", 2e-4)),
             ("block as trained", lambda: test_block_backends.compare_as_trained(test_block_backends.REAL, "cuda")),
         ]  # fmt: skip
         for name, compare in checks:
@@ -136,25 +143,25 @@ class Run:
         self.table("scan", rows, 2 * 2 * self.s.e)
 
     def scan_gradient(self) -> None:
-        given, dy = self.s.scan(), self.s.normal(self.s.b, self.s.l, self.s.h, self.s.e // self.s.h)
-        dx, dB, dC = torch.empty_like(dy), *torch.empty(2, self.s.b, self.s.l, 1, self.s.n, dtype=BF16, device="cuda")
+        given, dy = self.s.scan(), self.s.normal(self.s.tokens, self.s.h, self.s.e // self.s.h)
+        dx, dB, dC = torch.empty_like(dy), *torch.empty(2, self.s.tokens, 1, self.s.n, dtype=BF16, device="cuda")
         work = partial(triton_scan_backward.scan_backward, *given, None, dy, None, dx, dB, dC)
         self.table("scan gradient", [(n, partial(work, plan=p)) for n, p in SCAN_GRADIENTS], 3 * 2 * self.s.e)
 
     def conv(self) -> None:
         s = self.s
-        x, dy = s.zxBCdt[..., s.e : s.e + s.c], s.normal(s.b, s.l, s.c)
+        x, dy = s.zxBCdt[..., s.e : s.e + s.c], s.normal(s.tokens, s.c)
         dx = torch.empty_like(s.zxBCdt)[..., s.e : s.e + s.c]
-        forward = partial(triton_fused.conv_forward, x, s.weight, s.bias, None)
+        forward = partial(triton_conv.conv_forward, x, s.weight, s.bias, s.packing)
         self.table("conv", [(f"{p}", partial(forward, plan=p)) for p in CONVS], 2 * 2 * s.c)
-        back = partial(triton_fused.conv_backward, x, s.weight, s.bias, None, dy, dx, None)
+        back = partial(triton_conv.conv_backward, x, s.weight, s.bias, s.packing, None, dy, dx, None)
         self.table("conv gradient", [(f"{p}", partial(back, plan=p)) for p in CONV_GRADIENTS], 3 * 2 * s.c)
 
     def norms(self) -> None:
         s = self.s
-        z = s.zxBCdt.flatten(0, 1)[:, : s.e]
+        z = s.zxBCdt[:, : s.e]
         y, dy, out, again = (s.normal(s.tokens, s.e) for _ in range(4))
-        dz, gate = torch.empty_like(s.zxBCdt).flatten(0, 1)[:, : s.e], torch.ones(s.e, device="cuda")
+        dz, gate = torch.empty_like(s.zxBCdt)[:, : s.e], torch.ones(s.e, device="cuda")
         forward = partial(triton_fused.norm_forward, y, z, gate, 1e-5, out)
         self.table("gated norm", [("", forward)], 3 * 2 * s.e)
         rstd = forward()
@@ -163,19 +170,18 @@ class Run:
 
     def lora(self) -> None:
         s, d = self.s, self.s.config.d_model
-        dropout = triton_lora.Dropout(0.05, 1)
-        joined, A = s.normal(s.tokens, d + 16), s.normal(8, d)
+        dropout, pairs = triton_lora.Dropout(0.05, 1), triton_lora.Pairs(8, TALKS * TALK_LENGTH)
+        joined, A = s.normal(s.tokens, d + 16), s.normal(16, d)
         x, low = joined[:, :d], joined[:, d:]
         plans = [TilePlan(*p) for p in ((32, 128), (32, 64), (16, 256), (64, 128))]
-        self.table("LoRA", [(f"{p}", partial(triton_lora.narrow, x, A, dropout, low, p)) for p in plans], 2 * d)
+        self.table("LoRA", [(f"{p}", partial(triton_lora.narrow, x, A, pairs, dropout, low, p)) for p in plans], 2 * d)
         plans = [TilePlan(*p) for p in ((64, 128, 4, 16), (64, 64, 4, 16), (64, 128, 4, 8), (32, 128, 4, 32))]
-        back = partial(triton_lora.narrow_gradient, x, low, 8, dropout)
+        back = partial(triton_lora.narrow_gradient, x, low, 16, pairs, dropout)
         self.table("LoRA gradient", [(f"{p}", partial(back, p)) for p in plans], 2 * d)
-        residual, dnew = torch.randn(2, s.b, s.l, d, device="cuda").unbind()
-        settings = triton_block.BlockSettings(1, s.n, 1e-5, BF16, 4.0, dropout)
+        residual, dnew = torch.randn(2, s.tokens, d, device="cuda").unbind()
         rstd, norm = torch.ones(s.tokens, device="cuda"), torch.ones(d, device="cuda")
-        back = partial(triton_block._backward_residual, settings, residual, rstd, norm, joined, A, dnew)
-        self.table("residual gradient", [(f"{p}", partial(back, p)) for p in RESIDUALS], 14 * d)
+        back = partial(triton_residual.residual_backward, residual, rstd, norm, joined, A, dnew, pairs, dropout)
+        self.table("residual gradient", [(f"{p}", partial(back, p)) for p in RESIDUALS], 16 * d)
 
     def products(self) -> None:
         s, d, w = self.s, self.s.config.d_model, self.s.config.d_in_proj
@@ -193,12 +199,13 @@ class Run:
         s = self.s
         with torch.inference_mode(False), torch.enable_grad():
             block = Block(s.config).cuda().train()
-            residual = torch.randn(s.b, s.l, s.config.d_model, device="cuda", requires_grad=True)
+            shares = (Share("mmu", TALKS, TALK_LENGTH), Share("t2i", s.packing.more, LENGTH))
+            residual = torch.randn(s.tokens, s.config.d_model, device="cuda", requires_grad=True)
             dnew = torch.randn_like(residual)
 
             def forward() -> Tensor:
                 with torch.autocast("cuda", BF16):
-                    out: Tensor = block(residual, "t2i")
+                    out: Tensor = block(residual, shares)
                 return out
 
             kept = torch.cuda.memory_allocated()
@@ -217,9 +224,11 @@ def profile(recompute: bool, rows: dict[str, int | None]) -> None:
     step = partial(stage2.loop.take_step, [stage2.batch])
     step()
     torch.cuda.reset_peak_memory_stats()
-    took = seconds_each(step, repeats=3)
-    mfu = stage2.flops / took / 989e12
-    say(f"step {took * 1e3:.1f} ms, {stage2.batch.tokens} tokens, MFU {mfu:.1%} of 989 TFLOP/s, {peak_gib()} GiB")
+    for together in (1, TOGETHER):
+        took = seconds_each(step, repeats=3, calls=together)
+        mfu = stage2.flops / took / 989e12
+        said = f"{together} steps before the device is waited for: {took * 1e3:.1f} ms each"
+        say(f"{said}, {stage2.batch.tokens} tokens, MFU {mfu:.1%} of 989 TFLOP/s, {peak_gib()} GiB")
     with torch.profiler.profile() as found:
         step()
         torch.cuda.synchronize()
@@ -239,6 +248,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=48, help="drawings")
     parser.add_argument("--json", type=Path, help="results as JSON lines")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--activations", choices=("kept", "again"), help="of --profile; both without it")
     parser.add_argument("--rows-t2i", type=int)
     parser.add_argument("--rows-mmu", type=int)
     given = parser.parse_args()
@@ -248,7 +258,8 @@ def main() -> int:
         return 5
     log.line(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
     if given.profile:
-        for recompute in (False, True):
+        ways = {"kept": (False,), "again": (True,), None: (False, True)}
+        for recompute in ways[given.activations]:
             try:
                 profile(recompute, {"rows_t2i": given.rows_t2i, "rows_mmu": given.rows_mmu})
             except torch.cuda.OutOfMemoryError as error:

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
+from omnimamba_cli.config import Task
+from omnimamba_cli.data.batches import DrawBatch, TalkBatch
 from omnimamba_cli.engine.training import LoopConfig, StageSettings
+from omnimamba_cli.train.language import Objective, TaskBatches
 
 COLOURS = ("red", "green", "blue", "black")
 
@@ -69,3 +73,9 @@ def stage(kind: str, data: Data, init: Path | str | None, output: Path, **change
         "device": "cpu",
     }
     return StageSettings(**{**base, **changes})
+
+
+def summed(objective: Objective, batch: DrawBatch | TalkBatch) -> torch.Tensor:
+    """The summed cross-entropy of one batch."""
+    task: Task = "t2i" if isinstance(batch, DrawBatch) else "mmu"
+    return objective(TaskBatches({task: batch}), {task: torch.ones(())})[f"loss_{task}"]

@@ -19,7 +19,7 @@ from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.presets import PRESETS, with_switches
 from omnimamba_cli.train.language import Objective
 from omnimamba_cli.train.stages import merge, part_of, trainable_names
-from tests.train.conftest import Data, loop, stage
+from tests.train.conftest import Data, loop, stage, summed
 
 SWITCHED: list[tuple[Vocabulary | None, LoRA | None]] = [("shared", None), (None, "shared"), ("shared", "none")]
 
@@ -84,7 +84,7 @@ def test_the_loss_of_drawing_is_over_all_rows_of_a_shared_vocabulary(tiny_config
     prefix = torch.tensor([t2i_prefix(tiny_config, [5, 6, 7])], dtype=torch.int32)
     codes = torch.arange(tiny_config.vq.codes)[None] % tiny_config.vq.codebook_size
     with torch.no_grad():
-        found = Objective(model, None, {"t2i": 1.0}).draw(DrawBatch(prefix, codes.int()))
+        found = summed(Objective(model, None, {"t2i": 1.0}), DrawBatch(prefix, codes.int()))
         x = torch.cat([model.embed_caption(prefix), model.embed_codes(codes[:, :-1])], 1)
         hidden = model(x, "t2i")[0, prefix.shape[1] - 1 :]
         log_p = (hidden @ model.vocabulary.weight.T).log_softmax(-1)
@@ -97,7 +97,7 @@ def test_the_loss_of_answering_is_over_all_rows_of_a_shared_vocabulary(tiny_conf
     batch = Collate(tiny_config)([Talk(None, [4, 9, 0], [False, True, True])])
     lead = [mmu_prefix(tiny_config)[0], mmu_middle(tiny_config)[-1]]
     with torch.no_grad():
-        found = Objective(model, None, {"mmu": 1.0}).talk(batch)
+        found = summed(Objective(model, None, {"mmu": 1.0}), batch)
         hidden = model(model.embed_text(torch.tensor([[*lead, 4, 9]])), "mmu")[0, -2:]
         want = -(hidden @ model.vocabulary.weight.T).log_softmax(-1)[[0, 1], [9, 0]].sum()
     torch.testing.assert_close(found, want, rtol=1e-5, atol=0.0)

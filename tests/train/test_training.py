@@ -20,11 +20,12 @@ from omnimamba_cli.engine.session import Session
 from omnimamba_cli.engine.training import Finished, Progress, StageSettings, train
 from omnimamba_cli.errors import CheckpointError, InputError, UsageError
 from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.vision import VisionTowers
 from omnimamba_cli.train.language import LanguageJob, Objective, TaskBatches
 from omnimamba_cli.train.loop import Loop
 from omnimamba_cli.train.loop_config import accelerator
 from omnimamba_cli.train.stages import trainable_names
-from tests.train.conftest import Data, loop, stage
+from tests.train.conftest import Data, loop, stage, summed
 
 KINDS = ("mmu", "t2i", "both")
 
@@ -206,13 +207,24 @@ def test_text_only_and_picture_rows_share_a_batch(data: Data, tiny_model: Path, 
     assert losses(settings)[-1] < 0.5
 
 
+def test_narrowed_towers_are_no_part_of_what_is_saved(tiny_config: ModelConfig) -> None:
+    objective = Objective(OmniMamba(tiny_config), VisionTowers(tiny_config.towers), {"mmu": 1.0})
+    names = set(objective.state_dict())
+    side = tiny_config.vision_image_size
+    with torch.autocast("cpu", torch.bfloat16):
+        objective.look(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    assert objective.narrowed
+    assert set(objective.state_dict()) == names
+    assert all(t.dtype == torch.float32 for t in objective.parameters())
+
+
 def test_drawing_loss_is_that_of_decoding_code_by_code(tiny_config: ModelConfig) -> None:
     model = OmniMamba(tiny_config).eval()
     generator = torch.Generator().manual_seed(0)
     prefix = torch.tensor([t2i_prefix(tiny_config, [5, 6, 7]), t2i_prefix(tiny_config, [])], dtype=torch.int32)
     codes = torch.randint(tiny_config.vq.codebook_size, (2, tiny_config.vq.codes), generator=generator)
     with torch.no_grad():
-        found = Objective(model, None, {"t2i": 1.0}).draw(DrawBatch(prefix, codes.int()))
+        found = summed(Objective(model, None, {"t2i": 1.0}), DrawBatch(prefix, codes.int()))
         state = model.new_state(2)
         hidden = model(model.embed_caption(prefix), "t2i", state)[:, -1]
         wanted = torch.zeros(())
@@ -270,6 +282,6 @@ def test_recomputing_keeps_less(tiny_config: ModelConfig) -> None:
 
         x = torch.zeros(2, 64, tiny_config.backbone.d_model)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            model(x, "t2i", recompute=recompute).sum().backward()
+            model.together({"t2i": x}, recompute=recompute)["t2i"].sum().backward()
         kept[recompute] = sum(saved.values())
     assert kept[True] < kept[False] / 3
