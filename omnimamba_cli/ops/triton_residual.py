@@ -38,7 +38,8 @@ def _residual_backward(residual_ptr, rstd_ptr, w_ptr, dx_ptr, A_ptr, dnew_ptr, d
         dx = tl.load(dx_ptr + row * sd + cs, mask=here, other=0.0).to(tl.float32)
         if RANK > 0:
             low = tl.zeros((C,), tl.float32)
-            pair = RANK * (row >= bound).to(tl.int32)
+            # past the last row there may be no second pair to read
+            pair = RANK * ((row >= bound) & (row < rows)).to(tl.int32)
             for j in tl.static_range(RANK):
                 d = tl.load(dx_ptr + row * sd + c + pair + j, mask=row < rows, other=0.0).to(tl.float32)
                 low += d * tl.load(A_ptr + (pair + j) * c + cs, mask=cs < c, other=0.0).to(tl.float32)

@@ -118,6 +118,28 @@ def compare_together(config: Mamba2Config, device: str, tolerance: float) -> Non
             assert_close(name, want, found[0][name], tolerance)
 
 
+def compare_programs(device: str) -> None:
+    """The residual's gradient, whatever the number of programs that share its rows: none reads what is not there."""
+    from omnimamba_cli.ops.train_plans import RowPlan
+    from omnimamba_cli.ops.triton_lora import Dropout, Pairs
+    from omnimamba_cli.ops.triton_residual import residual_backward
+
+    t, d, rank = 7, 24, 4
+    residual, dnew = torch.randn(2, t, d, generator=torch.Generator().manual_seed(4)).to(device).unbind()
+    dx = torch.randn(t, d + 16, generator=torch.Generator().manual_seed(5)).to(device)
+    beyond = torch.full((2 * rank, d), torch.nan, device=device)
+    beyond[:rank] = 1
+    rstd, norm = torch.ones(t, device=device), torch.ones(d, device=device)
+    one_each, in_turns = (
+        residual_backward(
+            residual, rstd, norm, dx, beyond[:rank], dnew, Pairs(rank, t), Dropout(), RowPlan(warps=1, programs=n)
+        )
+        for n in (t, 3)
+    )
+    for name, want, got in zip(("dresidual", "narrowed", "dnorm"), one_each, in_turns, strict=True):
+        assert_close(name, want, got, 1e-6)
+
+
 def compare_copies(device: str, dtype: torch.dtype) -> None:
     """A gradient's 16-bit copy reaches the layer before, is what a cast gives, and is not taken once it is stale."""
     from omnimamba_cli.ops import triton_block
@@ -241,7 +263,7 @@ def test_under_autocast_a_block_gives_what_single_operations_give(monkeypatch: p
 @pytest.mark.gpu
 @cuda
 @pytest.mark.parametrize("l", [1, 65, 329])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 4e-2)])
 def test_block_on_a_gpu(l: int, dtype: torch.dtype, tolerance: float) -> None:
     compare(REAL, "cuda", (Share("mmu", 2, l),), dtype, tolerance)
     compare(replace(REAL, ngroups=2, d_state=64, lora_rank=0), "cuda", (Share("mmu", 2, l),), dtype, tolerance)
@@ -254,7 +276,7 @@ from dataclasses import replace
 from omnimamba_cli.ops import registry
 from omnimamba_cli.model.mamba2 import Share
 from tests.ops.test_block_backends import SMALL, compare, compare_as_trained, compare_copies
-from tests.ops.test_block_backends import compare_frozen, compare_together
+from tests.ops.test_block_backends import compare_frozen, compare_programs, compare_together
 mmu = Share("mmu", 2, 19)
 compare(SMALL, "cpu", (mmu,), torch.float32, 1e-4)
 compare(replace(SMALL, ngroups=3, lora_rank=0), "cpu", (Share("mmu", 1, 5),), torch.float32, 1e-4)
@@ -266,6 +288,7 @@ registry._triton_refusal = lambda x: None
 compare_as_trained(dropped, "cpu")
 compare_frozen("cpu")
 compare_copies("cpu", torch.float16)
+compare_programs("cpu")
 for config in (SMALL, replace(SMALL, lora_pairs="shared")):
     compare_together(config, "cpu", 1e-5)
 """
