@@ -92,9 +92,9 @@ def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype) -> BatchPlan
     if batch > 32:
         out = ProductPlan("tile", rows=64, columns=128, stages=4, splits=4)
         return BatchPlan(replace(head, late=8), out, head, MixerPlan(rows=64, warps=8))
-    into = replace(head, stages=8, ahead=256, late=8)
-    out = ProductPlan("tile", rows=64, columns=256, stages=3, splits=4, ahead=256)
-    return BatchPlan(into, out, head, MixerPlan(rows=16, warps=2))
+    into = replace(head, stages=8, ahead=256, late=12)
+    out = ProductPlan("tile", rows=64, columns=128, stages=6, splits=4, ahead=512, late=4)
+    return BatchPlan(into, out, replace(head, ahead=256), MixerPlan(rows=16, warps=2))
 
 
 def mixer_plan(batch: int) -> MixerPlan:
