@@ -220,8 +220,8 @@ def test_baselines_are_chosen_by_name_by_set_and_by_size(tiny_config: ModelConfi
 # rows
 
 
-def runner(config: bench.BenchConfig, model: ModelConfig, lengths: list[int]) -> bench.Runner:
-    return bench.Runner(config, MACHINE, model, lengths, bench.Clock(1.0, len(lengths)))
+def runner(config: bench.BenchConfig, model: ModelConfig, lengths: list[int], seconds: float = 1.0) -> bench.Runner:
+    return bench.Runner(config, MACHINE, model, lengths, bench.Clock(seconds, len(lengths)))
 
 
 class Exhausted(TransformerSystem):
@@ -235,7 +235,8 @@ class Exhausted(TransformerSystem):
 
 def test_out_of_memory_is_a_row_and_the_other_lengths_go_on(tiny_config: ModelConfig) -> None:
     who = opponent("matched", tiny_config)
-    go = runner(bench.BenchConfig(), tiny_config, [3, 200])
+    # time enough to come past 50 on a busy machine
+    go = runner(bench.BenchConfig(), tiny_config, [3, 200], seconds=60.0)
     build: Callable[[], TransformerSystem] = lambda: Exhausted("x", who, "text", CPU, torch.float32, 1)  # noqa: E731
     first, second = go.rows("x", who, build, 0.0)
     assert first.error is None
