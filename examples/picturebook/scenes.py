@@ -28,12 +28,14 @@ STYLE_WEIGHTS: dict[str, float] = {
     "noto": 25, "twemoji": 25, "noto_v1": 12, "fluent_flat": 14, "fluent_3d": 14, "fluent_hc": 10,
 }  # fmt: skip
 GLYPH_STYLE = "fluent_hc"  # one colour: always tinted
+# In training glyphs are rarer: where one thing in seven had a tint, a model took any unknown hand's paint for one.
+TRAINED_STYLE_WEIGHTS = {**STYLE_WEIGHTS, GLYPH_STYLE: 3}
 SOLID_STYLE = "fluent_3d"  # drawn where a caption says "3D rendering", and nowhere else
 # A thing whose caption names no style is drawn by the first hand that has it, always the same.
 PLAIN_HANDS = ("twemoji", "noto", "noto_v1", "fluent_flat")
 HAND_WEIGHTS: dict[str, float] = {"plain": 62, "tinted": 24, SOLID_STYLE: 14}
 # Of pictures in scenes for looking: drawn in shades of one colour, as drawings are; and, in training, by another hand.
-TINTED_SHARE, OTHER_HAND_SHARE = 0.05, 0.5
+TINTED_SHARE, OTHER_HAND_SHARE = 0.05, 0.7
 # A ground that no caption names: the first on which the thing is well seen.
 PLAIN_GROUNDS = ("white", "light blue", "blue", "gray")
 GROUND_JITTER = {"mmu": 12, "t2i": 0}
@@ -163,12 +165,13 @@ def _draw_concepts(rng: random.Random, pictures: Pictures, split: str, kind: str
 
 def _mixed_looks(rng: random.Random, pictures: Pictures, split: str, concepts: list[Concept]) -> list[Look] | None:
     """Scenes for looking: any set's pictures, in half of the scenes mixed."""
-    shared = None if rng.random() < 0.5 else _weighted(rng, STYLE_WEIGHTS)
+    usual = TRAINED_STYLE_WEIGHTS if split == TRAIN else STYLE_WEIGHTS
+    shared = None if rng.random() < 0.5 else _weighted(rng, usual)
     looks: list[Look] = []
     for concept in concepts:
         found = pictures.styles(concept.id, split)
         # a set without a weight is the one that a split is about
-        weights = {style: STYLE_WEIGHTS.get(style, 1) for style in found}
+        weights = {style: usual.get(style, 1) for style in found}
         if not concept.tintable:
             weights.pop(GLYPH_STYLE, None)
         if not weights:

@@ -20,7 +20,7 @@ from tower_hands import bent, draw_hands, in_shades, leaning, redrawn, shade_ran
 PLACES = 4  # most things in a picture
 MIN_INK = 0.15  # part of a cell that must be ink for it to belong to a thing
 LAYOUTS = (0.38, 0.25, 0.19, 0.18)  # shares of one thing, two halves, four quarters, three in a line
-OTHER_HAND_SHARE, SHADED_SHARE = 0.5, 0.06  # of the things that are no glyphs
+OTHER_HAND_SHARE, SHADED_SHARE = 0.6, 0.06  # of the things that are no glyphs
 
 
 @dataclass(frozen=True)

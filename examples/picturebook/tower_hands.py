@@ -32,6 +32,9 @@ class Hand:
     lines: Tensor  # (m) share of ink where flat colours meet
     thick: Tensor  # (m) 1 where the outline is one pixel wider
     ink: Tensor  # (m 3)
+    shadow: Tensor  # (m) how dark the ellipse behind its lower edge is
+    shape: Tensor  # (m 3) of the ellipse: half its width in the thing's, half its height in the picture's, and its
+    # middle's place under the edge in the latter
 
 
 def draw_hands(drawn: Tensor, recolour: Tensor) -> Hand:
@@ -71,6 +74,8 @@ def draw_hands(drawn: Tensor, recolour: Tensor) -> Hand:
         lines=rim * some(0.7),
         thick=some(0.5),
         ink=inks[torch.randint(len(INKS), (m,), device=device)],
+        shadow=some(0.4) * between(0.08, 0.3),
+        shape=torch.stack([between(0.3, 0.6), between(0.02, 0.06), between(-1.0, 0.5)], 1),
     )
 
 
@@ -98,7 +103,25 @@ def redrawn(paint: Tensor, alpha: Tensor, hand: Hand) -> Tensor:
     rim = _wide(hand.rim)
     cover = torch.lerp(alpha, wider, rim)
     inside = torch.lerp(alpha, narrower, rim) * (1 - lines)
-    return torch.cat([paint * inside + hand.ink[:, :, None, None] * (cover - inside), cover], 1)
+    painted = paint * inside + hand.ink[:, :, None, None] * (cover - inside)
+    # a shadow has no colour of its own: it only covers
+    return torch.cat([painted, cover + _shadow(cover, hand) * (1 - cover)], 1)
+
+
+def _shadow(cover: Tensor, hand: Hand) -> Tensor:
+    """An ellipse behind each thing's lower edge, as dark as the hand has it (m 1 h w)."""
+    height, width = cover.shape[-2:]
+    ink = cover[:, 0] > 0.5
+    columns, rows = ink.any(1), ink.any(2)  # (m w), (m h)
+    across, down = (torch.arange(n, device=cover.device, dtype=cover.dtype) for n in (width, height))
+    left = torch.where(columns, across, width).amin(1)
+    right = torch.where(columns, across, -1).amax(1)
+    bottom = torch.where(rows, down, -1).amax(1)
+    half, tall = hand.shape[:, 0] * (right - left).clamp_min(1), hand.shape[:, 1] * height
+    x = (across - ((left + right) / 2)[:, None]) / half[:, None]
+    y = (down - (bottom + hand.shape[:, 2] * tall)[:, None]) / tall[:, None]
+    inside = x.square()[:, None, :] + y.square()[:, :, None] < 1
+    return (inside * hand.shadow[:, None, None])[:, None]
 
 
 def leaning(m: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "picturebook"))
 
@@ -399,6 +400,32 @@ def test_another_hand_draws_the_same_thing_otherwise() -> None:
         covered = picture[..., 3] > 128
         assert (ink & covered).sum() > 0.75 * ink.sum()
         assert covered.sum() < 1.5 * ink.sum()
+
+
+def test_another_hand_grows_and_shrinks_as_pillow_does() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (20, 24), dtype=np.uint8)
+    image = Image.fromarray(np.pad(values, 3))  # nothing is beyond the edge
+    inner = (slice(3, -3), slice(3, -3))
+    for by in (1, 2):
+        want = np.asarray(image.filter(ImageFilter.MaxFilter(2 * by + 1)))[inner]
+        assert (hands._grown(values, by) == want).all()
+    assert (hands._shrunk(values) == np.asarray(image.filter(ImageFilter.MinFilter(3)))[inner]).all()
+
+
+def test_another_hand_sets_a_thing_on_its_shadow() -> None:
+    alpha = np.zeros((64, 64), np.uint8)
+    alpha[10:40, 20:44] = 255
+    pixels = np.full((64, 64, 3), 200, np.uint8)
+    shaded, cover = hands._on_its_shadow(pixels, alpha, random.Random(2))
+    assert (shaded[alpha == 255] == 200).all()
+    assert (cover >= alpha).all()
+    beside = (cover > 0) & (alpha == 0)
+    assert beside.any()
+    assert (shaded[beside] == 0).all()
+    assert 20 <= cover[beside].max() <= 80
+    assert not beside[:30].any()
+    nothing = np.zeros_like(alpha)
+    assert not hands._on_its_shadow(pixels, nothing, random.Random(2))[1].any()
 
 
 def test_other_hands_draw_for_training_alone(pictures: Pictures, train_scenes: list[scenes.Scene]) -> None:

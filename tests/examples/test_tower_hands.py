@@ -102,6 +102,7 @@ def test_an_outline_is_dark_and_counted_as_ink(things: tuple[torch.Tensor, torch
     torch.manual_seed(3)
     hand = tower_hands.draw_hands(ALL, ALL)
     ones = torch.ones(SOME)
+    hand = dataclasses.replace(hand, shadow=0 * ones)
     drawn = tower_hands.redrawn(paint, alpha, dataclasses.replace(hand, rim=ones, lines=0 * ones, thick=ones))
     beyond = (drawn[:, 3] > 0.9) & (alpha[:, 0] < 0.02)
     assert bool(beyond.any((1, 2)).all())
@@ -109,6 +110,26 @@ def test_an_outline_is_dark_and_counted_as_ink(things: tuple[torch.Tensor, torch
     assert bool(dark.all())
     plain = tower_hands.redrawn(paint, alpha, dataclasses.replace(hand, rim=0 * ones, lines=0 * ones))
     assert torch.allclose(plain[:, 3:], alpha, atol=1e-6)
+
+
+def test_a_shadow_lies_behind_the_lower_edge_and_has_no_colour(things: tuple[torch.Tensor, torch.Tensor]) -> None:
+    paint, alpha = things
+    torch.manual_seed(9)
+    hand = tower_hands.draw_hands(ALL, ALL)
+    zeros = torch.zeros(SOME)
+    plain = dataclasses.replace(hand, rim=zeros, lines=zeros, shadow=zeros)
+    without, drawn = (
+        tower_hands.redrawn(paint, alpha, one) for one in (plain, dataclasses.replace(plain, shadow=zeros + 0.2))
+    )
+    assert torch.equal(drawn[:, :3], without[:, :3])
+    more = drawn[:, 3] - without[:, 3]
+    assert 0 <= float(more.min()) <= float(more.max()) <= 0.2 + 1e-6
+    shaded = more > 0.01
+    assert float(shaded.any((1, 2)).float().mean()) > 0.8
+    half = shaded.shape[1] // 2
+    ink = (alpha[:, 0] > 0.5).any(2)
+    middle = (ink.int().argmax(1) + shaded.shape[1] - 1 - ink.flip(1).int().argmax(1)) // 2
+    assert not any(bool(one[: min(int(at), half)].any()) for one, at in zip(shaded, middle, strict=True))
 
 
 def test_a_thing_named_by_its_colour_keeps_it(things: tuple[torch.Tensor, torch.Tensor]) -> None:
