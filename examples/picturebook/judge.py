@@ -34,9 +34,8 @@ from scenes import CANVAS_PX, PLAIN_HANDS, SOLID_STYLE, Scene, Thing, compose, s
 from splits import unseen_ground, unseen_pair, unseen_tint
 
 # Set by what the image tokenizer makes of the truth, see "Judged from outside" in README.md.
-FIT = 0.6  # of a thing that is right, at least
-SAME = 0.03  # two looks that differ by less than this share of their colour are one drawing
-SAME_THING = 0.12  # two looks of one thing, such as a lemon and a yellow lemon
+FIT = 0.45  # of a thing that is right, at least
+TIE = 0.04  # of a square's colour: what is asked for is right if no look explains so much more
 STRAY = 0.02  # of the canvas: more ink beside the things is one thing more
 CHECKS = ("things", "names", "count", "place", "ground", "all")
 SHEET_ROWS = 6  # failures of a group on the sheet
@@ -157,9 +156,10 @@ def judge(reader: Reader, scene: Scene, reading: Reading) -> Verdict:
         and any(seen.thing.concept.id == thing.concept.id for thing in scene.things)
         for seen, there in zip(reading.things, at, strict=True)
     )
+    things = _pair_up(scene, reading, lambda thing, seen: _is_drawn(reader, reading, thing, seen))
     return Verdict(
-        things=_pair_up(scene, reading, lambda thing, seen: seen.fit >= FIT and same_look(reader, scene, thing, seen)),
-        names=_pair_up(scene, reading, lambda thing, seen: thing.concept.id == seen.thing.concept.id),
+        things=things,
+        names=things or _pair_up(scene, reading, lambda thing, seen: thing.concept.id == seen.thing.concept.id),
         count=count,
         place=count and None not in at and len({there.box for there in at if there}) == len(at) and not swapped,
         ground=reading.ground == scene.ground,
@@ -186,12 +186,12 @@ def _pair_up(scene: Scene, reading: Reading, right: Callable[[Thing, Seen], bool
     return not left
 
 
-def same_look(reader: Reader, scene: Scene, thing: Thing, seen: Seen) -> bool:
+def _is_drawn(reader: Reader, reading: Reading, thing: Thing, seen: Seen) -> bool:
     """Whether what was read is what was asked for, or so like it that its pixels cannot tell."""
     if look_key(thing) == look_key(seen.thing):
-        return True
-    limit = SAME_THING if thing.concept.id == seen.thing.concept.id else SAME
-    return reader.difference(thing, seen.thing, thing.side_px, scene.ground_rgb) < limit
+        return seen.fit >= FIT
+    same_size = thing.side_px == seen.thing.side_px
+    return same_size and reader.fit(reading, thing, seen.square) >= max(FIT, seen.fit - TIE)
 
 
 def render_truth(asked: list[Asked], pictures: Pictures) -> Iterator[Image.Image]:
@@ -248,7 +248,8 @@ def interval(right: int, n: int) -> tuple[float, float]:
     """The 95 % interval of a share of n, Wilson's, 0 to 1."""
     z, share = 1.96, right / n
     middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    low, high = (edge / (1 + z * z / n) for edge in (middle - half, middle + half))
+    return max(0.0, low), min(1.0, high)
 
 
 def score(asked: list[Asked], verdicts: list[Verdict]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -338,7 +339,7 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {"by": args.by, "model": args.model, "n": args.n, "seed": args.seed},
-        "limits": {"fit": FIT, "same": SAME, "same_thing": SAME_THING, "stray": STRAY},
+        "limits": {"fit": FIT, "tie": TIE, "stray": STRAY},
         "versions": {"omnimamba": om.__version__, "torch": torch.__version__},
         "seconds": round(time.monotonic() - begun, 1),
         "scores": scores,

@@ -4,7 +4,7 @@ A caption for drawing means one drawing to the pixel, so what is on a canvas can
 layouts, and all looks of all things, the reading is what leaves least of the canvas's colour unexplained.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -46,6 +46,7 @@ class Seen:
     """A thing that was read from a drawing."""
 
     thing: Thing  # how it would be drawn alone; its box is the one it was read in
+    square: Box  # the layout's square; the thing may stand a little off it
     fit: float  # share of the square's colour, as squared distance to the ground, that the thing explains; at most 1
 
 
@@ -54,6 +55,8 @@ class Reading:
     """What is on a canvas."""
 
     ground: str  # name of the nearest colour
+    rgb: Rgb  # its own shade
+    offset: np.ndarray = field(repr=False)  # (h w 3) float32: each pixel's difference to the ground
     things: tuple[Seen, ...]  # in reading order, as in a scene
     stray: float  # share of the canvas that is ink and in none of the layout's squares
 
@@ -64,14 +67,17 @@ def look_key(thing: Thing) -> tuple[str, str, str | None]:
 
 
 def all_looks(pictures: Pictures) -> list[Thing]:
-    """Every way in which a caption for drawing can ask for a thing: plainly, in 3-D, in shades of each colour."""
+    """Every way to draw a thing: by each set, and in shades of each colour as captions for drawing ask for it.
+
+    Most of the sets are asked for by no caption: they are there to be told from what is.
+    """
     whole = (0, 0, CANVAS_PX, CANVAS_PX)
     looks = []
     for concept in pictures.pool(TRAIN, "any"):
         rows = pictures.styles(concept.id, TRAIN)
         plain = next((style for style in PLAIN_HANDS if style in rows), None)
         tints = COLOUR_NAMES if concept.tintable and plain is not None else ()
-        wanted = [(plain, None), (SOLID_STYLE, None), *((plain, tint) for tint in tints)]
+        wanted = [*((style, None) for style in (*PLAIN_HANDS, SOLID_STYLE)), *((plain, tint) for tint in tints)]
         looks += [
             Thing(
                 concept=concept, picture=rows[style][0], style=style, tint=tint,
@@ -93,6 +99,7 @@ class Reader:
         """Draws all looks, coarsely: seconds for the whole PictureBook."""
         self.pictures = pictures
         self.looks = all_looks(pictures)
+        self._rows = {look_key(look): row for row, look in enumerate(self.looks)}
         # Shrunk before they are tinted: a tenth of the time, and the search compares whole pictures in the end.
         small = Pictures(rgba=_shrunk(pictures.rgba), listed=pictures.listed, contrast=pictures.contrast)
         coarse = np.stack([_coarse(thing_image(look, small, SHRUNK_PX)) for look in self.looks])
@@ -116,12 +123,12 @@ class Reader:
         best = max(tried, key=lambda way: sum(exact[box][0] for box in used[way]))
         for left, top, right, bottom in best:
             _inside(ink, (left - SHIFT_PX, top - SHIFT_PX, right + SHIFT_PX, bottom + SHIFT_PX))[:] = False
-        return Reading(ground=ground, things=tuple(exact[box][1] for box in used[best]), stray=float(ink.mean()))
+        things = tuple(exact[box][1] for box in used[best])
+        return Reading(ground=ground, rgb=rgb, offset=offset, things=things, stray=float(ink.mean()))
 
-    def difference(self, a: Thing, b: Thing, side_px: int, rgb: Rgb) -> float:
-        """How far one look is from another on a ground: the squared distance, as a share of the two looks' mean."""
-        one, other = (_difference(thing_image(thing, self.pictures, side_px), rgb) for thing in (a, b))
-        return float(((one - other) ** 2).sum() / max((one**2).sum() + (other**2).sum(), 1.0) * 2)
+    def fit(self, reading: Reading, thing: Thing, square: Box) -> float:
+        """How much of the colour in a square that was read another look would explain, at most 1."""
+        return self._closest(reading.offset, reading.rgb, square, [self._rows[look_key(thing)]])[1].fit
 
     def _shortlist(self, offset: np.ndarray, rgb: Rgb, box: Box) -> tuple[float, list[int]]:
         """The likeliest looks in a square, and how much of its energy the likeliest explains."""
@@ -147,7 +154,7 @@ class Reader:
         dy, dx = (step - SHIFT_PX for step in divmod(shift, 2 * SHIFT_PX + 1))
         thing = replace(self.looks[rows[place]], box=(left + dx, top + dy, right + dx, bottom + dy))
         explained = float(gain[shift, place])
-        return explained, Seen(thing=thing, fit=explained / max(float((windows[shift] ** 2).sum()), 1.0))
+        return explained, Seen(thing=thing, square=box, fit=explained / max(float((windows[shift] ** 2).sum()), 1.0))
 
     def _energies_on(self, rgb: Rgb) -> np.ndarray:
         """Squared distance of every coarse look to a ground, (looks)."""
