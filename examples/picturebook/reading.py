@@ -106,7 +106,7 @@ class Reader:
         self._paint = coarse[..., :3].reshape(len(coarse), -1)  # (looks, cells * 3), colour times alpha
         self._alpha = coarse[..., 3].copy()  # (looks, cells)
         self._energies = lru_cache(maxsize=64)(self._energies_on)
-        self.drawn = lru_cache(maxsize=4096)(self._drawn)
+        self.drawn = lru_cache(maxsize=512)(self._drawn)  # half a megabyte each
 
     def read(self, image: Image.Image) -> Reading:
         """The best reading of a drawing of 128 x 128 pixels. Raises ValueError for another size."""
