@@ -131,7 +131,7 @@ def _try_scene(rng: random.Random, pictures: Pictures, split: str, purpose: str,
     mirrored = purpose == "mmu" and concepts[0].category in MIRRORED and rng.random() < 0.3
     things = tuple(
         Thing(
-            concept=concept, picture=row, style=style, tint=tint, rgb=rgb, box=_box(square),
+            concept=concept, picture=row, style=style, tint=tint, rgb=rgb, box=box_of(square),
             mirrored=mirrored and concept.category in MIRRORED, hand=hand,
         )
         for (concept, row, style, tint, rgb, hand), square in zip(looks, squares, strict=True)
@@ -272,7 +272,7 @@ def _canonical_layout(
     return "scatter", None, None, layouts.CANONICAL_GROUPS[rng.randint(2, 5)]
 
 
-def _box(square: layouts.Square) -> tuple[int, int, int, int]:
+def box_of(square: layouts.Square) -> tuple[int, int, int, int]:
     """A square in whole pixels, kept on the canvas."""
     x, y, side = square
     side_px = min(CANVAS_PX, round(side * CANVAS_PX))
