@@ -6,7 +6,7 @@
 #                                                         pack
 #
 # DATA holds the picture sets (fetched by make.py), OUT what is made of them. Minutes are of an H100 and follow the
-# clock; variables such as VQ_MINUTES replace them. Resuming or starting a step again is always safe. A language model
+# clock, 57 in all with the codes; variables such as VQ_MINUTES replace them. Resuming or starting a step again is always safe. A language model
 # from scratch has no pretrained base, so stage 1 opens more than the paper's table does.
 set -euo pipefail
 
@@ -22,8 +22,8 @@ run_pictures() { $python "$here/make.py" "$data" prepare; }
 run_scenes() {
   [ -e "$out/tokenizer.json" ] && return
   $python "$here/make.py" "$data" images --n "${IMAGES:-120000}" --out "$out/images" --seed 1
-  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-600000}" --out "$out/captions" --seed 2
-  $python "$here/make.py" "$data" train-mmu --n "${TALKS:-240000}" --out "$out/talks" --seed 3
+  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-200000}" --out "$out/captions" --seed 2
+  $python "$here/make.py" "$data" train-mmu --n "${TALKS:-900000}" --out "$out/talks" --seed 3
   $omnimamba train-tokenizer text --data "$out/captions/captions.jsonl" --data "$out/talks/mmu.json" \
     --vocab-size 2048 -o "$out/tokenizer.json"
 }
@@ -31,12 +31,12 @@ run_scenes() {
 run_tower() {
   [ -e "$out/tower/tower.json" ] && return
   $python "$here/train_tower.py" "$data" -o "$out/tower" ${TOWER_INIT:+--init "$TOWER_INIT"} \
-    --minutes "${TOWER_MINUTES:-10}" --compile
+    --minutes "${TOWER_MINUTES:-11}" --compile
 }
 
 run_vq() {
   $omnimamba train-tokenizer image ${VQ_INIT:+--init "$VQ_INIT"} --data "$out/images" --preset nano --batch 128 \
-    --lr 8e-4 --warmup 200 --ema 0.999 --steps 200000 --clock-minutes "${VQ_MINUTES:-12}" --compile \
+    --lr 8e-4 --warmup 200 --ema 0.999 --steps 200000 --clock-minutes "${VQ_MINUTES:-4.5}" --compile \
     --workers "$workers" -o "$out/vq" --resume
 }
 
@@ -50,7 +50,7 @@ run_codes() {
 run_t2i() {
   $omnimamba train-stage1 --task t2i --init nano --unfreeze backbone --data "$out/codes.jsonl" \
     --tokenizer "$out/tokenizer.json" --vq "$out/vq" --batch 256 --lr 2e-3 --warmup 200 --ema 0.99 \
-    --steps 100000 --clock-minutes "${T2I_MINUTES:-3}" -o "$out/t2i" --resume
+    --steps 100000 --clock-minutes "${T2I_MINUTES:-2}" -o "$out/t2i" --resume
 }
 
 # then looking, on that backbone: the paper's parts, and what a fresh model has no pretrained values for
@@ -66,8 +66,8 @@ run_both() {
   [ "${PROCESSES:-1}" = 1 ] || launch="-m torch.distributed.run --standalone --nproc-per-node=$PROCESSES"
   $python $launch -m omnimamba_cli train-stage2 --init "${BOTH_INIT:-$out/mmu}" \
     ${BOTH_INIT:+--vision "$out/tower"} --vq "$out/vq" --data-mmu "$out/talks/mmu.json" \
-    --data-t2i "$out/codes.jsonl" --batch-mmu 384 --batch-t2i 1440 --accumulate "${ACCUMULATE:-1}" --lr 2e-3 \
-    --warmup 150 --ema 0.998 --steps 100000 --clock-minutes "${BOTH_MINUTES:-40}" --max-minutes "${BOTH_STOP:-0}" \
+    --data-t2i "$out/codes.jsonl" --batch-mmu 1280 --batch-t2i 640 --accumulate "${ACCUMULATE:-2}" --lr 2e-3 \
+    --warmup 150 --ema 0.998 --steps 100000 --clock-minutes "${BOTH_MINUTES:-34}" --max-minutes "${BOTH_STOP:-0}" \
     --workers "$workers" -o "$out/both" --resume
 }
 
