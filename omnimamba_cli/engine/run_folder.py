@@ -25,6 +25,11 @@ from omnimamba_cli.train.events import Event, Note
 
 SETTINGS, OPTIONS = "train.json", "train.toml"
 BEST = "best"  # the model of the best evaluation
+# Of the settings, what a run's numbers follow from; data and weights are compared with the snapshot itself.
+DECIDING = (
+    "steps", "clock_minutes", "lr", "warmup", "lr_floor", "weight_decay", "clip", "precision", "accumulate", "ema",
+    "seed", "batch", "batch_mmu", "batch_t2i", "weight_mmu", "weight_t2i", "caption_dropout", "questions",
+)  # fmt: skip
 OF_A_RUN = ("snapshots", "sheets", BEST, "tensorboard")  # folders that a new run does not take over
 
 
@@ -75,6 +80,26 @@ def _plain(value: Any) -> Any:  # Any: dataclass fields of every kind
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def changed_settings(output: Path, settings: Any) -> list[Event]:  # Any: a dataclass
+    """What to say of a resumed run's settings that are others than it had before; nothing where it left none."""
+    try:
+        before = _flat(json.loads((output / SETTINGS).read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    now = _flat(_plain(dataclasses.asdict(settings)))
+    said = [f"{n} {now[n]} (was {before[n]})" for n in DECIDING if n in now and n in before and now[n] != before[n]]
+    if not said:
+        return []
+    return [
+        Note(text=f"other settings than before the stop: {', '.join(said)}; a run without a stop would end elsewhere")
+    ]
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:  # Any: JSON
+    """The loop's settings among the others."""
+    return {**settings, **settings["loop"]}
 
 
 def write_settings(output: Path, settings: Any, config: Any = None) -> None:  # Any: dataclasses

@@ -23,6 +23,7 @@ from omnimamba_cli.engine.opening import OpenData, check_held_codes, open_data, 
 from omnimamba_cli.engine.rehearsal import rehearse, state_bytes
 from omnimamba_cli.engine.run_folder import (
     BEST,
+    changed_settings,
     check_output,
     has_snapshot,
     held,
@@ -159,6 +160,7 @@ def train(settings: StageSettings) -> Iterator[Event]:
             return
         if settings.resume and has_snapshot(settings.output):
             yield from loop.resume()
+            yield from changed_settings(settings.output, settings)
         yield Note(text=_summary(start, trained, accelerate.device, settings.loop.precision, accelerate.num_processes))
         yield from _run(loop, settings, start)
     loop.end()

@@ -17,7 +17,14 @@ from omnimamba_cli.engine import checkpoint, curves
 from omnimamba_cli.engine.board import Board, summary_writer
 from omnimamba_cli.engine.memory import memory_explained
 from omnimamba_cli.engine.rehearsal import measured, state_bytes
-from omnimamba_cli.engine.run_folder import check_output, has_snapshot, held, prepare_output, write_settings
+from omnimamba_cli.engine.run_folder import (
+    changed_settings,
+    check_output,
+    has_snapshot,
+    held,
+    prepare_output,
+    write_settings,
+)
 from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.engine.safetensors_io import partial, write_safetensors
 from omnimamba_cli.engine.samples import save_sheet
@@ -84,6 +91,7 @@ def train_image_tokenizer(settings: VQSettings) -> Iterator[Event]:
             return
         if settings.resume and has_snapshot(settings.output):
             yield from loop.resume()
+            yield from changed_settings(settings.output, settings)
         write_settings(settings.output, settings)
         yield from _run_vq(loop, settings, model)
 

@@ -21,6 +21,7 @@ from omnimamba_cli.engine.training import Finished, Progress, StageSettings, tra
 from omnimamba_cli.errors import CheckpointError, InputError, UsageError
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vision import VisionTowers
+from omnimamba_cli.train.events import Note
 from omnimamba_cli.train.language import LanguageJob, Objective, TaskBatches
 from omnimamba_cli.train.loop import Loop
 from omnimamba_cli.train.loop_config import accelerator
@@ -182,6 +183,22 @@ def test_resume_with_another_start_is_refused(data: Data, tiny_model: Path, tmp_
     list(train(settings))
     with pytest.raises(InputError, match="trains other tensors"):
         list(train(dataclasses.replace(settings, resume=True, unfreeze=("backbone",))))
+
+
+def test_resume_says_which_settings_are_others(data: Data, tiny_model: Path, tmp_path: Path) -> None:
+    settings = stage("both", data, tiny_model, tmp_path / "out", loop=loop(steps=2, save_every=1))
+    list(train(settings))
+
+    def said(changed: StageSettings) -> list[str]:
+        notes = [e.text for e in train(dataclasses.replace(changed, resume=True)) if isinstance(e, Note)]
+        return [text for text in notes if text.startswith("other settings")]
+
+    assert said(dataclasses.replace(settings, workers=1)) == []
+    other = dataclasses.replace(settings, batch_t2i=settings.batch_t2i + 1, loop=loop(steps=3, save_every=1, seed=5))
+    (text,) = said(other)
+    assert "steps 3 (was 2), seed 5 (was 0)" in text
+    assert f"batch_t2i {settings.batch_t2i + 1} (was {settings.batch_t2i})" in text
+    assert said(other) == [], "they are the run's own now"
 
 
 def test_fresh_model_needs_its_files(data: Data, tmp_path: Path) -> None:
