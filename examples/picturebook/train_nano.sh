@@ -6,8 +6,9 @@
 #                                                         pack
 #
 # DATA holds the picture sets (fetched by make.py), OUT what is made of them. Minutes are of an H100 and follow the
-# clock, 57 in all with the codes; variables such as VQ_MINUTES replace them. Resuming or starting a step again is always safe. A language model
-# from scratch has no pretrained base, so stage 1 opens more than the paper's table does.
+# clock, 57 in all with the codes; variables such as VQ_MINUTES replace them, and variables such as BOTH_OPTIONS are
+# further options of a step ("--batch-mmu 320 --batch-t2i 160" for a small GPU). Resuming or starting a step again is
+# always safe. A language model from scratch has no pretrained base, so stage 1 opens more than the paper's table does.
 set -euo pipefail
 
 data=$1 out=$2
@@ -31,13 +32,13 @@ run_scenes() {
 run_tower() {
   [ -e "$out/tower/tower.json" ] && return
   $python "$here/train_tower.py" "$data" -o "$out/tower" ${TOWER_INIT:+--init "$TOWER_INIT"} \
-    --minutes "${TOWER_MINUTES:-11}" --compile
+    --minutes "${TOWER_MINUTES:-11}" ${TOWER_OPTIONS---compile}
 }
 
 run_vq() {
   $omnimamba train-tokenizer image ${VQ_INIT:+--init "$VQ_INIT"} --data "$out/images" --preset nano --batch 128 \
-    --lr 8e-4 --warmup 200 --ema 0.999 --steps 200000 --clock-minutes "${VQ_MINUTES:-4.5}" --compile \
-    --workers "$workers" -o "$out/vq" --resume
+    --lr 8e-4 --warmup 200 --ema 0.999 --steps 200000 --clock-minutes "${VQ_MINUTES:-4.5}" \
+    --workers "$workers" -o "$out/vq" --resume ${VQ_OPTIONS---compile}
 }
 
 run_codes() {
@@ -50,14 +51,14 @@ run_codes() {
 run_t2i() {
   $omnimamba train-stage1 --task t2i --init nano --unfreeze backbone --data "$out/codes.jsonl" \
     --tokenizer "$out/tokenizer.json" --vq "$out/vq" --batch 256 --lr 2e-3 --warmup 200 --ema 0.99 \
-    --steps 100000 --clock-minutes "${T2I_MINUTES:-2}" -o "$out/t2i" --resume
+    --steps 100000 --clock-minutes "${T2I_MINUTES:-2}" -o "$out/t2i" --resume ${T2I_OPTIONS:-}
 }
 
 # then looking, on that backbone: the paper's parts, and what a fresh model has no pretrained values for
 run_mmu() {
   $omnimamba train-stage1 --task mmu --init "$out/t2i" --unfreeze text_embedding --unfreeze mmu_positions \
     --keep-question --data "$out/talks/mmu.json" --vision "$out/tower" --batch 192 --lr 2e-3 --warmup 100 --ema 0.99 \
-    --steps 100000 --clock-minutes "${MMU_MINUTES:-1}" --workers "$workers" -o "$out/mmu" --resume
+    --steps 100000 --clock-minutes "${MMU_MINUTES:-1}" --workers "$workers" -o "$out/mmu" --resume ${MMU_OPTIONS:-}
 }
 
 # both results are in the last one, since the second run started from the first; few rows keep a GPU waiting for Python
@@ -68,7 +69,7 @@ run_both() {
     ${BOTH_INIT:+--vision "$out/tower"} --vq "$out/vq" --data-mmu "$out/talks/mmu.json" \
     --data-t2i "$out/codes.jsonl" --batch-mmu 1280 --batch-t2i 640 --accumulate "${ACCUMULATE:-2}" --lr 2e-3 \
     --warmup 150 --ema 0.998 --steps 100000 --clock-minutes "${BOTH_MINUTES:-34}" --max-minutes "${BOTH_STOP:-0}" \
-    --workers "$workers" -o "$out/both" --resume
+    --workers "$workers" -o "$out/both" --resume ${BOTH_OPTIONS:-}
 }
 
 run_pack() { $python "$here/pack.py" "$out/both" "${PACKED:-weights/nano}"; }
