@@ -263,11 +263,13 @@ def test_under_autocast_a_block_gives_what_single_operations_give(monkeypatch: p
 @pytest.mark.gpu
 @cuda
 @pytest.mark.parametrize("l", [1, 65, 329])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 3e-2)])
 def test_block_on_a_gpu(l: int, dtype: torch.dtype, tolerance: float) -> None:
     compare(REAL, "cuda", (Share("mmu", 2, l),), dtype, tolerance)
     compare(replace(REAL, ngroups=2, d_state=64, lora_rank=0), "cuda", (Share("mmu", 2, l),), dtype, tolerance)
-    compare(REAL, "cuda", (Share("mmu", 1, 3 * l), Share("t2i", 2, l)), dtype, tolerance)
+    # dt's bias of five rows: nothing averages bfloat16's roundings, 3.6 % was seen
+    few = l == 1 and dtype == torch.bfloat16
+    compare(REAL, "cuda", (Share("mmu", 1, 3 * l), Share("t2i", 2, l)), dtype, 4e-2 if few else tolerance)
 
 
 INTERPRETED = """
