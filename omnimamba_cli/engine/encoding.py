@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from omnimamba_cli.config import BAD_SHARE
+from omnimamba_cli.data.batches import CaptionedBatch, collate_captioned
 from omnimamba_cli.data.mixing import loader
-from omnimamba_cli.data.pictures import Captioned, CaptionedMaker
+from omnimamba_cli.data.pictures import CaptionedMaker
 from omnimamba_cli.data.rejects import Bad
 from omnimamba_cli.data.shards import is_shards
 from omnimamba_cli.engine.alone import alone
@@ -99,15 +100,12 @@ class Tokenizing:
         encode = pixel_encoder(self.model, self.device)
         skipping = Skipping(settings.max_bad_share, self.total)
         for batch in self._batches(self.start + done):
-            shown = [item for item in batch if isinstance(item, Captioned)]
-            pixels = torch.stack([item.pixels for item in shown]) if shown else torch.zeros(0, 3, 1, 1)
             with fixed_shapes(self.device):
-                codes = iter(encode(pixels.to(self.device)).tolist())
-            bad = [item for item in batch if isinstance(item, Bad)]
-            part.write([None if isinstance(item, Bad) else (next(codes), item.captions) for item in batch])
-            skipping.count(len(batch), bad)
+                codes = iter(encode(batch.pixels.to(self.device)).tolist())
+            part.write([None if isinstance(sample, Bad) else (next(codes), sample) for sample in batch.samples])
+            skipping.count(len(batch.samples), batch.bad)
             yield from skipping.said()
-            done += len(batch)
+            done += len(batch.samples)
             yield Progress(step=done, steps=self.total, values={}, seconds=0.0)
         skipping.rejects.check(max(self.total, 1))
         part.finish()
@@ -117,10 +115,10 @@ class Tokenizing:
             yield Note(text=f"part {settings.shard[0]} of {settings.shard[1]} is done; the last one joins them")
             yield Saved(path=part.lines, step=done)
 
-    def _batches(self, start: int) -> Iterator[list[Captioned | Bad]]:
+    def _batches(self, start: int) -> Iterator[CaptionedBatch]:
         keys = self.samples.in_order(start, self.end)
         chunks = iter(lambda: list(islice(keys, self.settings.batch)), [])
-        return iter(loader(self.samples, chunks, collate=list, workers=self.settings.workers))
+        return iter(loader(self.samples, chunks, collate=collate_captioned, workers=self.settings.workers))
 
 
 class _Part:
