@@ -28,7 +28,7 @@ def prepare(args: argparse.Namespace) -> Files:
         codes, talks = made / "codes.jsonl", made / "talks" / "mmu.json"
         for path in (codes, talks, *parts.values()):
             if not path.exists():
-                raise UsageError(f"{path} is not there", hint="run train_nano.sh up to its step codes, or leave --made")
+                raise UsageError(f"{path} is not there", hint="run train_nano.sh up to its step tower, or leave --made")
     else:
         parts = dict.fromkeys(("tokenizer", "vision", "vq"), hub.resolve(args.parts))
         codes, talks = data / "codes.jsonl", data / "talks" / "mmu.json"

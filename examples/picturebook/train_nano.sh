@@ -2,13 +2,14 @@
 # nano from rendered pictures to a packed model, by the public commands. Every step that is done is skipped, and
 # training continues from its newest snapshot: run it again until it says "nano is ready".
 #
-#   examples/picturebook/train_nano.sh DATA OUT [STEP...]     STEP: pictures scenes tower vq codes t2i mmu both
-#                                                         pack
+#   examples/picturebook/train_nano.sh DATA OUT [STEP...]
+#   STEP: pictures images captions words vq codes t2i tower talks mmu both pack
 #
 # DATA holds the picture sets (fetched by make.py), OUT what is made of them. Minutes are of an H100 and follow the
-# clock, 57 in all with the codes; variables such as VQ_MINUTES replace them, and variables such as BOTH_OPTIONS are
-# further options of a step ("--batch-mmu 320 --batch-t2i 160" for a small GPU). Resuming or starting a step again is
-# always safe. A language model from scratch has no pretrained base, so stage 1 opens more than the paper's table does.
+# clock, 56 in all with what is made between them; variables such as VQ_MINUTES replace them, and variables such as
+# BOTH_OPTIONS are further options of a step ("--batch-mmu 320 --batch-t2i 160" for a small GPU). Resuming or starting a
+# step again is always safe. A language model from scratch has no pretrained base, so stage 1 opens more than the
+# paper's table does.
 set -euo pipefail
 
 data=$1 out=$2
@@ -20,19 +21,23 @@ workers=${WORKERS:-$(nproc)}
 
 run_pictures() { $python "$here/make.py" "$data" prepare; }
 
-run_scenes() {
-  [ -e "$out/tokenizer.json" ] && return
+run_images() {
+  [ -e "$out/images/done" ] && return
   $python "$here/make.py" "$data" images --n "${IMAGES:-120000}" --out "$out/images" --seed 1
-  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-200000}" --out "$out/captions" --seed 2
-  $python "$here/make.py" "$data" train-mmu --n "${TALKS:-900000}" --out "$out/talks" --seed 3
-  $omnimamba train-tokenizer text --data "$out/captions/captions.jsonl" --data "$out/talks/mmu.json" \
-    --vocab-size 2048 -o "$out/tokenizer.json"
+  touch "$out/images/done"
 }
 
-run_tower() {
-  [ -e "$out/tower/tower.json" ] && return
-  $python "$here/train_tower.py" "$data" -o "$out/tower" ${TOWER_INIT:+--init "$TOWER_INIT"} \
-    --minutes "${TOWER_MINUTES:-11}" ${TOWER_OPTIONS---compile}
+run_captions() {
+  [ -e "$out/captions/captions.jsonl" ] && return
+  $python "$here/make.py" "$data" captions --n "${CAPTIONS:-400000}" --out "$out/captions" --seed 2
+}
+
+# the vocabulary of text, which a few conversations show as well as all of them
+run_words() {
+  [ -e "$out/tokenizer.json" ] && return
+  $python "$here/make.py" "$data" train-mmu --n "${WORDS:-20000}" --out "$out/words" --seed 4
+  $omnimamba train-tokenizer text --data "$out/captions/captions.jsonl" --data "$out/words/mmu.json" \
+    --vocab-size 2048 -o "$out/tokenizer.json"
 }
 
 run_vq() {
@@ -51,7 +56,21 @@ run_codes() {
 run_t2i() {
   $omnimamba train-stage1 --task t2i --init nano --unfreeze backbone --data "$out/codes.jsonl" \
     --tokenizer "$out/tokenizer.json" --vq "$out/vq" --batch 256 --lr 2e-3 --warmup 200 --ema 0.99 \
-    --steps 100000 --clock-minutes "${T2I_MINUTES:-2}" -o "$out/t2i" --resume ${T2I_OPTIONS:-}
+    --steps 100000 --clock-minutes "${T2I_MINUTES:-10}" -o "$out/t2i" --resume ${T2I_OPTIONS:-}
+}
+
+# processors make conversations while the GPU trains the tower, which needs none of them: its scenes are made on it
+run_tower() {
+  run_talks &
+  local talks=$!
+  [ -e "$out/tower/tower.json" ] || $python "$here/train_tower.py" "$data" -o "$out/tower" \
+    ${TOWER_INIT:+--init "$TOWER_INIT"} --minutes "${TOWER_MINUTES:-11}" ${TOWER_OPTIONS---compile}
+  wait "$talks"
+}
+
+run_talks() {
+  [ -e "$out/talks/mmu.json" ] && return
+  $python "$here/make.py" "$data" train-mmu --n "${TALKS:-900000}" --out "$out/talks" --seed 3 --processes "$workers"
 }
 
 # then looking, on that backbone: the paper's parts, and what a fresh model has no pretrained values for
@@ -68,13 +87,13 @@ run_both() {
   $python $launch -m omnimamba_cli train-stage2 --init "${BOTH_INIT:-$out/mmu}" \
     ${BOTH_INIT:+--vision "$out/tower"} --vq "$out/vq" --data-mmu "$out/talks/mmu.json" \
     --data-t2i "$out/codes.jsonl" --batch-mmu 1280 --batch-t2i 640 --accumulate "${ACCUMULATE:-2}" --lr 2e-3 \
-    --warmup 150 --ema 0.998 --steps 100000 --clock-minutes "${BOTH_MINUTES:-34}" --max-minutes "${BOTH_STOP:-0}" \
+    --warmup 150 --ema 0.998 --steps 100000 --clock-minutes "${BOTH_MINUTES:-26}" --max-minutes "${BOTH_STOP:-0}" \
     --workers "$workers" -o "$out/both" --resume ${BOTH_OPTIONS:-}
 }
 
 run_pack() { $python "$here/pack.py" "$out/both" "${PACKED:-weights/nano}"; }
 
-for step in "${@:-pictures scenes tower vq codes t2i mmu both pack}"; do
+for step in "${@:-pictures images captions words vq codes t2i tower mmu both pack}"; do
   for name in $step; do
     echo "== $name" >&2
     "run_$name"
