@@ -162,7 +162,8 @@ def draw(asked: list[Asked], model: str, seed: int, folder: Path) -> Iterator[Im
         info = PngImagePlugin.PngInfo()
         info.add_text("judge", marks[i])
         event.image.save(paths[i], pnginfo=info)
-        print(f"\rdrawn {i + 1} of {len(asked)}", end="", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            print(f"\rdrawn {i + 1} of {len(asked)}", end="", file=sys.stderr, flush=True)
     return (Image.open(path).convert("RGB") for path in paths)
 
 

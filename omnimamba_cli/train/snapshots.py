@@ -1,5 +1,9 @@
-"""Snapshots of a run: tensors in safetensors, the rest in JSON, whole or not at all, the last few kept. No pickle."""
+"""Snapshots of a run: tensors in safetensors, the rest in JSON, whole or not at all, the last few kept. No pickle.
 
+Beside them stand their checksums, as `sha256sum -c` reads them: a disk that lies is found out before training goes on.
+"""
+
+import hashlib
 import json
 import os
 import re
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from omnimamba_cli.errors import InputError, file_reason
 
-TENSORS, STATE = "state.safetensors", "state.json"
+TENSORS, STATE, SUMS = "state.safetensors", "state.json", "SHA256SUMS"
 NAME = re.compile(r"step-(\d{8})$")
 
 
@@ -37,6 +41,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _sums(folder: Path) -> str:
+    """A line for each file of a snapshot."""
+    lines = []
+    for name in (TENSORS, STATE):
+        with (folder / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return "".join(lines)
+
+
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int) -> Path:
     """Write folder/step-NNNNNNNN and drop all but the newest `keep`. Raises InputError when it cannot be written."""
     target = folder / f"step-{step:08d}"
@@ -45,7 +58,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         temporary.mkdir(parents=True)
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
         (temporary / STATE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
-        for part in (temporary / TENSORS, temporary / STATE, temporary):
+        (temporary / SUMS).write_text(_sums(temporary), encoding="ascii")
+        for part in (*(temporary / name for name in (TENSORS, STATE, SUMS)), temporary):
             _sync(part)
         if target.exists():  # not removed first: a run that is killed meanwhile would have half of it
             target.rename(aside)
@@ -72,6 +86,8 @@ def newest_first(folder: Path) -> Iterator[Path]:
 def load(path: Path) -> Snapshot:
     """One snapshot. Raises InputError for a damaged one."""
     try:
+        if (path / SUMS).read_text(encoding="ascii") != _sums(path):
+            raise ValueError(f"its files are not those of {SUMS}")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         with safe_open(path / TENSORS, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping

@@ -37,6 +37,18 @@ def test_broken_newest_falls_back_and_says_so(tmp_path: Path, file: str) -> None
     assert "step-00000002" in broken[0]
 
 
+@pytest.mark.parametrize("file", [snapshots.TENSORS, snapshots.STATE])
+def test_one_changed_bit_is_found(tmp_path: Path, file: str) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / file
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])  # both formats still read it
+    found, broken = snapshots.latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert snapshots.SUMS in broken[0]
+
+
 def test_where_all_are_broken_none_is_said_to_be_used(tmp_path: Path) -> None:
     for step in (1, 2):
         (save(tmp_path, step) / snapshots.STATE).write_text("")
