@@ -1,5 +1,6 @@
 """The recorded step: on a CPU the same code without recording, held to the plain loops; on a GPU as users have it."""
 
+import copy
 import gc
 import os
 import subprocess
@@ -278,6 +279,39 @@ def test_decoding_on_interpreted_kernels_is_that_of_the_plain_loop() -> None:
     assert done.returncode == 0, done.stderr
 
 
+# rounding
+
+
+def step_three_ways(model: OmniMamba, x: Tensor, kernels: StepKernels) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (b v) of the last of x (b l d): by a step, in float32 from the state before it, by the model's forward.
+
+    The first two differ by the step's own rounding; the last one has rounded the prefix, too, and in its own way.
+    """
+    with torch.inference_mode():
+        stepper = Stepper(model, "mmu", kernels)
+        memory = stepper.memory(len(x), len(model.text_embedding.weight), torch.float32)
+        state = model.new_state(len(x))
+        model(x[:, :-1], "mmu", state)
+        before = state.to(x.device, torch.float32)
+        memory.take(state)
+        memory.position += 1
+        memory.residual.copy_(x[:, -1] + model.mmu_positions[x.shape[1] - 1])
+        stepper.step(memory)
+        exact = copy.deepcopy(model).float()
+        truth = exact.logits(exact(x[:, -1:].float(), "mmu", before)[:, -1], "mmu")
+        forward = model.logits(model(x, "mmu")[:, -1], "mmu").float()
+    return memory.logits, truth, forward
+
+
+def test_a_step_in_bfloat16_is_near_float32_from_the_same_state() -> None:
+    """As deep as the published model: rounding grows with the number of layers."""
+    torch.manual_seed(0)
+    c = replace(small.CONFIG, backbone=replace(small.CONFIG.backbone, n_layer=48))
+    deep = merged(OmniMamba(c).eval(), "mmu").bfloat16()
+    logits, truth, _ = step_three_ways(deep, prefix().bfloat16(), StepKernels())
+    assert_close("logits", truth, logits, 1e-2)
+
+
 # narrow weights
 
 
@@ -366,18 +400,9 @@ def test_bfloat16_logits_of_a_step_on_a_gpu(rows: int, kind: str | None) -> None
     m = gpu_model().bfloat16()
     if kind:
         quantize(m, "mmu", kind)  # type: ignore[arg-type]  # one of the two
-    x = gpu_prefix(rows, 12).bfloat16()
-    with torch.inference_mode():
-        stepper = Stepper(m, "mmu", registry.step_kernels(m.norm_f.weight))
-        memory = stepper.memory(rows, len(m.text_embedding.weight), torch.float32)
-        state = m.new_state(rows)
-        m(x[:, :-1], "mmu", state)
-        memory.take(state)
-        memory.position += 1
-        memory.residual.copy_(x[:, -1] + m.mmu_positions[11])
-        stepper.step(memory)
-        want = m.logits(m(x, "mmu")[:, -1], "mmu").float()
-    assert_close("logits", want, memory.logits, 1e-2)
+    logits, truth, forward = step_three_ways(m, gpu_prefix(rows, 12).bfloat16(), registry.step_kernels(m.norm_f.weight))
+    assert_close("logits, from the same state", truth, logits, 1e-2)
+    assert_close("logits", forward, logits, 1e-2)
 
 
 @pytest.mark.gpu
