@@ -3,10 +3,10 @@
 # training continues from its newest snapshot: run it again until it says "nano is ready".
 #
 #   examples/picturebook/train_nano.sh DATA OUT [STEP...]
-#   STEP: pictures images captions words vq codes t2i tower talks mmu both pack
+#   STEP: pictures images vq (with captions words) codes t2i tower (with talks) mmu both pack
 #
 # DATA holds the picture sets (fetched by make.py), OUT what is made of them. Minutes are of an H100 and follow the
-# clock, 56 in all with what is made between them; variables such as VQ_MINUTES replace them, and variables such as
+# clock, 57 in all with what is made between them; variables such as VQ_MINUTES replace them, and variables such as
 # BOTH_OPTIONS are further options of a step ("--batch-mmu 320 --batch-t2i 160" for a small GPU). Resuming or starting a
 # step again is always safe. A language model from scratch has no pretrained base, so stage 1 opens more than the
 # paper's table does.
@@ -18,6 +18,22 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 omnimamba="$python -m omnimamba_cli"
 workers=${WORKERS:-$(nproc)}
+beside=
+
+# begins a step beside the next command, in a process group of its own: an interrupted script leaves nothing running
+begin() {
+  set -m
+  "$@" &
+  beside=$!
+  set +m
+}
+
+finish() {
+  wait "$beside"
+  beside=
+}
+
+trap '[ -z "$beside" ] || kill -- "-$beside"' EXIT
 
 run_pictures() { $python "$here/make.py" "$data" prepare; }
 
@@ -40,10 +56,18 @@ run_words() {
     --vocab-size 2048 -o "$out/tokenizer.json"
 }
 
+run_captions_and_words() {
+  run_captions
+  run_words
+}
+
+# its pictures are kept on the GPU: processors are free to make those that drawing is learnt from
 run_vq() {
+  begin run_captions_and_words
   $omnimamba train-tokenizer image ${VQ_INIT:+--init "$VQ_INIT"} --data "$out/images" --preset nano --batch 128 \
     --lr 8e-4 --warmup 200 --ema 0.999 --steps 200000 --clock-minutes "${VQ_MINUTES:-4.5}" \
     --workers "$workers" -o "$out/vq" --resume ${VQ_OPTIONS---compile}
+  finish
 }
 
 run_codes() {
@@ -61,11 +85,10 @@ run_t2i() {
 
 # processors make conversations while the GPU trains the tower, which needs none of them: its scenes are made on it
 run_tower() {
-  run_talks &
-  local talks=$!
+  begin run_talks
   [ -e "$out/tower/tower.json" ] || $python "$here/train_tower.py" "$data" -o "$out/tower" \
     ${TOWER_INIT:+--init "$TOWER_INIT"} --minutes "${TOWER_MINUTES:-11}" ${TOWER_OPTIONS---compile}
-  wait "$talks"
+  finish
 }
 
 run_talks() {
@@ -93,7 +116,7 @@ run_both() {
 
 run_pack() { $python "$here/pack.py" "$out/both" "${PACKED:-weights/nano}"; }
 
-for step in "${@:-pictures images captions words vq codes t2i tower mmu both pack}"; do
+for step in "${@:-pictures images vq codes t2i tower mmu both pack}"; do
   for name in $step; do
     echo "== $name" >&2
     "run_$name"
