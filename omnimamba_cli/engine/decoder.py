@@ -15,9 +15,8 @@ from torch import Tensor
 from omnimamba_cli.config import SamplingConfig, Task
 from omnimamba_cli.engine.recording import Recording
 from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, uniforms
-from omnimamba_cli.errors import InputError
 from omnimamba_cli.model.lora import is_merged
-from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.omnimamba import OmniMamba, check_positions
 from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.model.stepping import StepMemory, Stepper, embedding_tables
 from omnimamba_cli.ops import registry
@@ -179,7 +178,7 @@ class Decoder:
         state: InferenceState | None = None,
     ) -> Iterator[list[tuple[int, int]]]:
         """See decode.decode_text."""
-        self._check(prefix.shape[1] + (state.position if state else 0), steps)
+        self._check_room(prefix.shape[1] + (state.position if state else 0), steps)
         program = self.program(len(prefix), self.rule(config), RING)
         program.memory.busy = True
         try:
@@ -235,7 +234,7 @@ class Decoder:
     ) -> Tensor:
         """See decode.decode_image."""
         codes, rule = self.config.vq.codes, self.rule(config)
-        self._check(prefix_ids.shape[1], codes)
+        self._check_room(prefix_ids.shape[1], codes)
         program = self.program(len(seeds), rule, codes)
         program.memory.busy = True
         try:
@@ -256,13 +255,9 @@ class Decoder:
         finally:
             program.memory.busy = False
 
-    def _check(self, length: int, steps: int) -> None:
-        """The last token is written, never read."""
-        if length + steps - 1 > len(self.places):
-            raise InputError(
-                f"{length + steps - 1} tokens are past the model's limit of {len(self.places)} for {self.task}",
-                hint="shorten the text or lower --max-new-tokens",
-            )
+    def _check_room(self, length: int, steps: int) -> None:
+        """Raises InputError where `steps` tokens after a prefix of `length` do not fit the table of positions."""
+        check_positions(length + steps - 1, len(self.places), self.task)  # the last token is written, never read
 
 
 class Prefill:

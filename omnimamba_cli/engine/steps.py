@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from omnimamba_cli.config import Task
-from omnimamba_cli.errors import InputError
 from omnimamba_cli.model.lora import is_merged
-from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.omnimamba import OmniMamba, check_positions
 from omnimamba_cli.model.row_step import RowMemory, RowStepper
 from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.ops import registry
@@ -67,8 +66,7 @@ class RowSteps:
     def __call__(self, tokens: Tensor) -> Tensor:
         """See Steps."""
         m = self.memory
-        if m.position >= len(self.places):
-            raise _past_limit(m.position + 1, len(self.places), self.task)
+        check_positions(m.position + 1, len(self.places), self.task)
         with _threads(self.threads):
             torch.add(self._embedded(tokens), self.places[m.position], out=m.residual)
             return self.stepper.step(m)
@@ -129,10 +127,3 @@ def _code_table(model: OmniMamba) -> Tensor | None:
     if len(entries) * sum(p.numel() for p in model.image_mlp.parameters()) > TABLE_WORK:
         return None
     return model.image_mlp(entries).float()  # type: ignore[no-any-return]  # a module's call
-
-
-def _past_limit(tokens: int, limit: int, task: Task) -> InputError:
-    return InputError(
-        f"{tokens} tokens are past the model's limit of {limit} for {task}",
-        hint="shorten the text or lower --max-new-tokens",
-    )
