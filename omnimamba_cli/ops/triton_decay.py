@@ -1,7 +1,7 @@
-"""What the scan's gradient needs of dt and A alone, for all chunks and heads before and after the large kernels.
+"""The parts of the scan that depend on dt and A alone: running log decays before the large kernels, gradients after.
 
-Those take a chunk's times in one load then, and add nothing up along it: a sum over times makes warps wait for each
-other, dozens of times in a loop over heads. Times stand together, (chunks h q). Held to the reference with the scan.
+The large kernels then need no sum over times, which would make warps wait for each other in every turn of a loop over
+heads. Times are innermost, (chunks h q), so that a chunk is one load. Held to the reference with the scan.
 """
 
 import torch

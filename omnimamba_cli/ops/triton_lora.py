@@ -1,10 +1,10 @@
-"""Dropout and the narrow half of LoRA pairs as Triton kernels: nothing as wide as the inputs is written.
+"""Dropout and the A half of LoRA pairs, dropout(x) A^T, as Triton kernels that never write the dropped-out x.
 
-Rows of two tasks, each with a pair of its own, go through together: the pairs stand side by side, [A; A'] (r d) and
-[B, B'] (w r), and a row is zero in the columns of the pair that is not its own.
+Rows of two tasks, each with its own pair, go through together: the pairs stand side by side, [A; A'] (r d) and [B, B']
+(w r), and a row of the result is zero in the columns of the other task's pair.
 
-Which entries dropout keeps is a function of a seed and the entry's place, so that the backward pass asks again instead
-of reading a mask. Held to plain PyTorch by tests/ops. Importing needs Triton.
+Which entries dropout keeps is a hash of a seed and the entry's place, so that the backward pass computes it again and
+no mask is stored. Held to plain PyTorch by tests/ops. Importing needs Triton.
 """
 
 from dataclasses import dataclass
@@ -19,27 +19,27 @@ from omnimamba_cli.ops.train_plans import JOIN, LORA, LORA_GRADIENT, TilePlan
 
 @dataclass(frozen=True)
 class Dropout:
-    """Entries are zero with a probability, the others larger by as much as keeps the mean."""
+    """Entries become zero with a probability; the others are scaled up so that the mean stays."""
 
     probability: float = 0.0
     seed: int = 0  # below 2^31
 
     @property
     def threshold(self) -> int:
-        """Of 31 random bits: an entry is kept from here on."""
+        """An entry is kept where its 31 random bits, as a number, are at least this."""
         return round(self.probability * 2**31)
 
     @property
     def factor(self) -> float:
-        """Of what is kept."""
+        """What kept entries are multiplied by."""
         return 1 / (1 - self.probability)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """LoRA pairs side by side: of rows before `bound` the first one, of the others, if any, the second."""
+    """LoRA pairs side by side: rows before `bound` use the first pair, the others, if any, the second."""
 
-    rank: int  # of each
+    rank: int  # of each pair
     bound: int
 
 
@@ -209,7 +209,7 @@ def _mask(out_ptr, seed, threshold, width, C: tl.constexpr):
 
 
 def dropout_mask(rows: int, width: int, dropout: Dropout, device: torch.device) -> Tensor:
-    """What dropout keeps of (rows width), as booleans."""
+    """Which entries of (rows width) dropout keeps, as booleans; for tests."""
     out = torch.empty(rows, width, dtype=torch.int8, device=device)
     _mask[(rows,)](out, dropout.seed, dropout.threshold, width, C=triton.next_power_of_2(width))
     return out.bool()

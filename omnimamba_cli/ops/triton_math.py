@@ -1,4 +1,4 @@
-"""What several Triton kernels do. Importing needs Triton."""
+"""Device functions that several Triton kernels use. Importing needs Triton."""
 
 import triton
 import triton.language as tl
