@@ -16,7 +16,7 @@ import torch
 
 from omnimamba_cli.config import SamplingConfig
 from omnimamba_cli.data import sequences
-from omnimamba_cli.data.images import Source
+from omnimamba_cli.data.reading import Source
 from omnimamba_cli.engine import answering, decode, seen_file
 from omnimamba_cli.engine.events import CaptionResult, TextEvent
 from omnimamba_cli.engine.sampling import new_seed, seeds_of

@@ -18,7 +18,7 @@ from PIL import Image
 from omnimamba_cli import __version__
 from omnimamba_cli.config import ModelConfig, SamplingConfig
 from omnimamba_cli.data import sequences
-from omnimamba_cli.data.images import load_image
+from omnimamba_cli.data.reading import load_image
 from omnimamba_cli.engine.eval_set import (
     PROMPTS_FILE,
     QUESTIONS_FILE,

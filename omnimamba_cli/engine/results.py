@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from omnimamba_cli.data.images import load_image
+from omnimamba_cli.data.reading import load_image
 from omnimamba_cli.engine.scoring import Tally
 from omnimamba_cli.engine.sheets import grid_sheet
 

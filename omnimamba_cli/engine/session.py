@@ -13,7 +13,8 @@ from torch import Tensor
 
 from omnimamba_cli.config import ModelConfig, SamplingConfig, Task
 from omnimamba_cli.data import sequences
-from omnimamba_cli.data.images import Source, load_image, pixels_to_image, tower_pixels
+from omnimamba_cli.data.images import pixels_to_image, tower_pixels
+from omnimamba_cli.data.reading import Source, load_image
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import answering, decode, hub, runtime
 from omnimamba_cli.engine.checkpoint import load_directory

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.batches import PictureBatch, collate_pictures
 from omnimamba_cli.data.images import pixels_to_image
-from omnimamba_cli.data.mixing import Order, Split, worker_batches
+from omnimamba_cli.data.mixing import Order, Sampler, Split, loader
 from omnimamba_cli.data.pictures import Pictures
 from omnimamba_cli.data.resident import ResidentPictures
 from omnimamba_cli.model.vq import VQModel
@@ -110,15 +110,8 @@ class VQJob:
         if isinstance(self.pictures, ResidentPictures):
             stream = self.pictures.batches(order, self.split, step)
         else:
-            stream = worker_batches(
-                self.pictures,
-                order,
-                self.split,
-                step,
-                collate=collate_pictures,
-                workers=self.workers,
-                pin=self.device.type == "cuda",
-            )
+            keys, pin = Sampler(order, self.split, step), self.device.type == "cuda"
+            stream = iter(loader(self.pictures, keys, collate=collate_pictures, workers=self.workers, pin=pin))
         while True:
             yield [self._micro(next(stream)) for _ in range(self.accumulate)]
 
