@@ -215,12 +215,10 @@ def stage_settings(
 
 
 def default_workers(workers: int | None) -> int:
-    """The given number, or one for each processor but one, at most 16."""
-    import os
+    """The given number, or as many as there are processors, at most 16."""
+    from omnimamba_cli.engine.runtime import processors
 
-    if workers is not None:
-        return workers
-    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    return min(16, processors()) if workers is None else workers
 
 
 def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None:

@@ -47,7 +47,7 @@ CLAIMS = (
     Claim("memory", 0.63, "show-o", 23_000),
     Claim("speed", 10.2, "janusflow", 100_000),
     Claim("memory", 0.404, "janusflow", 100_000),
-    Claim("images", 5.68 / 0.81, "show-o", batch=16),
+    Claim("images", 5.68 / 0.81, "show-o", batch=16),  # images/s, the paper's own over the other's
     Claim("images", 5.68 / 1.02, "janusflow", batch=16),
 )
 
@@ -61,12 +61,12 @@ class Verdict:
 
     @property
     def holds(self) -> list[str]:
-        """The opponents under which the claim is reached."""
+        """The opponents against which the claim is reached."""
         return [name for name, value in self.measured.items() if value >= self.claim.value]
 
     @property
     def fails(self) -> list[str]:
-        """The others."""
+        """The opponents against which it is not."""
         return [name for name in self.measured if name not in self.holds]
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
