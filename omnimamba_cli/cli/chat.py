@@ -89,7 +89,7 @@ def command(
 
 
 def converse(out: Output, chat: Talk, keyboard: Keyboard) -> int:
-    """Lines until there are no more. At a terminal nothing but the user ends it; in a pipe Ctrl-C does."""
+    """Handles lines until there are no more. Ctrl-C ends a pipe, but at a terminal only the answer."""
     failed = False
     try:
         while not chat.done:

@@ -30,10 +30,10 @@ class Settings:
     """How a chat answers and draws."""
 
     sampling: "SamplingConfig"
-    seed: int | None  # of the first answer and the first drawing; None: new ones are drawn
+    seed: int | None  # of the first answer and the first drawing; None: a random one for each
     template: str | None
     follow: bool  # whether a question is read after the earlier ones and their answers
-    lines: bool  # an answer on one line: for a reader that is a program
+    lines: bool  # put each answer on one line, for programs that read them
 
 
 @dataclass
@@ -45,17 +45,17 @@ class Talk:
     settings: Settings
     screen: showing.Screen | None = None
     name: str = ""  # of the picture, as the user knows it
-    picture: "Image | None" = None  # None too where only its state was loaded
+    picture: "Image | None" = None  # None, too, if only its state was loaded
     seen: "Seen | None" = None
-    earlier: "Seen | None" = None  # seen, and then all that was said; with `follow`
+    earlier: "Seen | None" = None  # with `follow`: the state after the picture and all that was said
     said: list[tuple[str, str]] = field(default_factory=list)
-    drawn: tuple[str, int] | None = None  # prompt and seed, where the picture is a drawing of ours
+    drawn: tuple[str, int] | None = None  # prompt and seed, if the picture was drawn here
     drawings: int = 0
     answers: int = 0
     done: bool = False
 
     def handle(self, line: str) -> None:
-        """A line as it was typed. Raises OmniMambaError for what cannot be done."""
+        """Do what a line says. Raises OmniMambaError for what cannot be done."""
         text = inputs.clean_text(line).strip()
         if not text:
             return
@@ -72,7 +72,7 @@ class Talk:
     # questions
 
     def answer(self, question: str) -> None:
-        """Says the answer, piece by piece, and remembers it when it is whole."""
+        """Print the answer piece by piece, and remember it when it is complete."""
         if self.seen is None:
             raise InputError("there is no picture to talk about yet", hint="/image FILE or /draw PROMPT")
         s = self.settings
@@ -109,7 +109,7 @@ class Talk:
             self.earlier = start.after(question, text, template=s.template)
 
     def _start(self, question: str) -> "Seen":
-        """Where a question begins: after the picture, or after all that was said while that is not too long."""
+        """The state to ask from: after the picture, or with `follow` after all that was said, unless it is too long."""
         assert self.seen is not None
         if not self.settings.follow or self.earlier is None:
             return self.seen
@@ -139,7 +139,7 @@ class Talk:
         self.reset("")
 
     def recall(self, path: str) -> None:
-        """Begin to talk about a picture of which there is only the state."""
+        """Begin to talk about a picture that was saved as a state."""
         self.name, self.seen = path, self.session.recall(path)
 
     def draw(self, prompt: str) -> None:
@@ -244,5 +244,5 @@ COMMANDS = {
 
 
 def command_names() -> Sequence[str]:
-    """For completion."""
+    """All commands, for completion."""
     return list(COMMANDS)

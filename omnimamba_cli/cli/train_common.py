@@ -1,4 +1,4 @@
-"""Options of the training commands, each once, in groups, and the loop that shows a run's events."""
+"""The options of the training commands, in groups; and `show`, which prints a run's events."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from omnimamba_cli.errors import ExitCode
 if TYPE_CHECKING:
     from omnimamba_cli.config import Task
     from omnimamba_cli.engine.starting import StageSettings
-    from omnimamba_cli.train.events import Event, Plan, Skipped
+    from omnimamba_cli.train.events import Event, Plan, Progress, Skipped
     from omnimamba_cli.train.loop_config import LoopConfig
     from omnimamba_cli.train.stages import Recipe
 
@@ -151,7 +151,7 @@ class CallOptions:
 
 
 def loop_config(given: LoopOptions, call: CallOptions, *, steps: int, lr: float, warmup: int) -> "LoopConfig":
-    """The loop's settings, number format chosen for the device."""
+    """The loop's settings, with the number format for the device."""
     from omnimamba_cli.engine.runtime import pick_device
     from omnimamba_cli.engine.training import pick_precision
     from omnimamba_cli.train.loop_config import LoopConfig
@@ -222,12 +222,12 @@ def default_workers(workers: int | None) -> int:
 
 
 def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None:
-    """Runs to the end: progress and remarks on stderr, the result's path on stdout (events as JSON with --json)."""
+    """Runs to the end: progress and remarks on stderr, the path of the result on stdout (as JSON with --json)."""
     from omnimamba_cli.engine.runtime import is_first_process
     from omnimamba_cli.train.events import Evaluated, Finished, Note, Plan, Progress, Saved, Skipped
 
     if not is_first_process():
-        for event in events:  # the first of several processes tells, but of bad samples each knows its own
+        for event in events:  # the first process reports for all; but each reports its own bad samples
             if isinstance(event, Skipped):
                 _skipped(event, out)
         return
@@ -282,10 +282,8 @@ def _plan(event: "Plan", out: Output) -> None:
             out.line(f"{name.replace('_', ' ')}: {f'{value:,}' if isinstance(value, int) else value}")
 
 
-def _progress(event: "Event", out: Output, bar: Bar, shown: int) -> int:
-    from omnimamba_cli.train.events import Progress
-
-    assert isinstance(event, Progress)
+def _progress(event: "Progress", out: Output, bar: Bar, shown: int) -> int:
+    """Moves the bar to the event's step, which is returned; without a terminal, a line instead."""
     values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
     loss = event.values.get("loss")
     bar.advance(event.step - shown, detail=None if loss is None else f"loss {loss:.4f}")
