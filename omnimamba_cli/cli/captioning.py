@@ -58,7 +58,7 @@ class Run:
 
     def stream(self, picture: Picture) -> None:
         """One picture, its caption shown piece by piece."""
-        image = read(picture)
+        image = read_picture(picture)
         session, sampling = self.open()
         events = session.stream_caption(
             image, self.question, sampling=sampling, seed=self.seed, template=self.template, last=True
@@ -334,7 +334,7 @@ def journal_key(record: Record) -> Key:
     return record["image"], record["question"]
 
 
-def read(picture: Picture) -> "Image":
+def read_picture(picture: Picture) -> "Image":
     """A decoded picture. Raises InputError, which has the name that the user wrote."""
     from omnimamba_cli.data.reading import load_image
 

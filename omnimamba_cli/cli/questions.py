@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from omnimamba_cli.cli import inputs, targets
+from omnimamba_cli.cli.captioning import Run, folded
 from omnimamba_cli.cli.inputs import Picture
+from omnimamba_cli.cli.jobs import Job
 from omnimamba_cli.cli.output import printable
 from omnimamba_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from omnimamba_cli.cli.captioning import Run
     from omnimamba_cli.engine.conversation import Seen
     from omnimamba_cli.engine.events import CaptionResult
 
@@ -100,7 +101,7 @@ def _of_state(
 
 
 def ask(
-    run: "Run",
+    run: Run,
     asked: Asked,
     pictures: Iterable[Picture | InputError],
     total: int | None,
@@ -130,7 +131,7 @@ def ask(
     return run.sum_up(shown, perf_counter() - begun, process_time() - cpu)
 
 
-def _ask_one(run: "Run", asked: Asked, number: int, picture: Picture, size: int, stream: bool) -> None:
+def _ask_one(run: Run, asked: Asked, number: int, picture: Picture, size: int, stream: bool) -> None:
     """Ask the questions that the journal does not have yet; without any the picture is not read at all."""
     if picture.output is not None:
         raise InputError(f"{picture.name}: its output keeps one answer, here are several questions")
@@ -164,10 +165,8 @@ def _ask_one(run: "Run", asked: Asked, number: int, picture: Picture, size: int,
             _show(run, replace(picture, question=question), result, first + i, sha256, several=len(asked.questions) > 1)
 
 
-def _look(run: "Run", asked: Asked, number: int, picture: Picture) -> "tuple[Seen, str | None]":
+def _look(run: Run, asked: Asked, number: int, picture: Picture) -> "tuple[Seen, str | None]":
     """The model's state after a picture, and the hash of its file if results show it."""
-    from omnimamba_cli.cli.jobs import Job
-
     if asked.load_state is not None:
         if not asked.load_state.exists():
             raise InputError(f"{asked.load_state}: no such file")
@@ -176,12 +175,8 @@ def _look(run: "Run", asked: Asked, number: int, picture: Picture) -> "tuple[See
     return run.open()[0].look(loaded.image), loaded.sha256
 
 
-def _show(
-    run: "Run", picture: Picture, result: "CaptionResult", seed: int, sha256: str | None, *, several: bool
-) -> None:
+def _show(run: Run, picture: Picture, result: "CaptionResult", seed: int, sha256: str | None, *, several: bool) -> None:
     """A JSON line, or a line of NAME, QUESTION and ANSWER; NAME and QUESTION only if there are several."""
-    from omnimamba_cli.cli.captioning import folded
-
     if run.out.json or run.journal is not None or not several:
         run.show(picture, result, seed, sha256=sha256)
         return
@@ -190,7 +185,7 @@ def _show(
     run.out.line("\t".join([*columns, folded(asked), folded(result.text)]))
 
 
-def _stream(run: "Run", picture: Picture, seen: "Seen", question: str | None, seed: int) -> None:
+def _stream(run: Run, picture: Picture, seen: "Seen", question: str | None, seed: int) -> None:
     """One answer, piece by piece."""
     _, sampling = run.open()
     run.show_pieces(picture, seen.stream(question, sampling=sampling, seed=seed, template=run.template))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omnimamba_cli.cli import drawing, inputs, models, showing, targets
-from omnimamba_cli.cli.captioning import folded, read
+from omnimamba_cli.cli.captioning import folded, read_picture
 from omnimamba_cli.cli.inputs import Picture
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.cli.targets import Target
@@ -130,7 +130,7 @@ class Talk:
             raise UsageError("/image needs a file", hint="/image fox.png")
         if path == "-":
             raise UsageError("stdin is where the questions come from", hint="/image fox.png")
-        self.look(path, read(Picture(path)))
+        self.look(path, read_picture(Picture(path)))
 
     def look(self, name: str, picture: "Image", drawn: tuple[str, int] | None = None) -> None:
         """Begin to talk about a picture."""

@@ -147,15 +147,15 @@ class Stepper:
 
     def _step_batch(self, m: StepMemory, b: Batch) -> None:
         ops, plan, parts = self.kernels, b.plan, None
+        ours = plan.into.method != "library"  # our in_proj also convolves; after torch.mm the mixer does
         for i, layer in enumerate(self.layers):
             self._join_norm(m, b, parts, layer.into.norm)
-            ours = plan.into.method != "library"
-            convolution = (
-                Convolution(m.ring[i], m.position, layer.conv, layer.bias, self.config.d_inner) if ours else None
-            )
+            convolution = None
+            if ours:
+                convolution = Convolution(m.ring[i], m.position, layer.conv, layer.bias, self.config.d_inner)
             ops.product(b.normed, layer.into.weight, layer.into.scale, m.proj[None], plan.into, convolution=convolution)
-            mixed = {"norm": layer.out.norm, "squares": b.gated.parts, "convolved": ours, "chained": ours}
-            self._mix(m, i, plan=plan.mixer, **mixed)
+            norm, squares = layer.out.norm, b.gated.parts
+            self._mix(m, i, plan=plan.mixer, norm=norm, squares=squares, convolved=ours, chained=ours)
             ops.product(m.gated, layer.out.weight, layer.out.scale, b.parts, plan.out)
             parts = b.parts
         self._score_batch(m, b, parts)
@@ -199,9 +199,9 @@ class Stepper:
         )
 
     def _join_norm(self, m: StepMemory, b: Batch, parts: Tensor | None, norm: Tensor) -> None:
-        # without parts it is the first kernel of a step
-        ours = parts is not None and b.plan.out.method != "library"
-        self.kernels.join_norm(m.residual, parts, b.gated, norm, self.config.norm_eps, b.normed, chained=ours)
+        # without parts this is the first kernel of a step
+        after_ours = parts is not None and b.plan.out.method != "library"
+        self.kernels.join_norm(m.residual, parts, b.gated, norm, self.config.norm_eps, b.normed, chained=after_ours)
 
 
 def _layer(block: nn.Module) -> StepLayer:
