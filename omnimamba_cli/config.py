@@ -212,17 +212,17 @@ class VQConfig(_JSON):
 
     @property
     def downsample(self) -> int:
-        """Pixels a code's side."""
+        """Pixels per side of a code."""
         return int(2 ** (len(self.ch_mult) - 1))
 
     @property
     def grid(self) -> int:
-        """Codes a side."""
+        """Codes per side of an image."""
         return self.image_size // self.downsample
 
     @property
     def codes(self) -> int:
-        """Codes an image."""
+        """Codes per image."""
         return self.grid**2
 
 
@@ -301,17 +301,17 @@ class ModelConfig(_JSON):
 
     @property
     def vision_dim(self) -> int:
-        """Features a patch, all towers together."""
+        """Features per patch, all towers together."""
         return sum(t.width for t in self.towers)
 
     @property
     def patches(self) -> int:
-        """Patches an image; every tower has the same number."""
+        """Patches per image; every tower has the same number."""
         return self.towers[0].patches if self.towers else 0
 
     @property
     def vision_image_size(self) -> int:
-        """Pixels a side of what the towers see."""
+        """Pixels per side of the towers' input."""
         return self.towers[0].image_size if self.towers else 0
 
     @property

@@ -1,6 +1,7 @@
 """`omnimamba data`: checks training data (`check`), and counts the samples of shards (`index`)."""
 
 import json as json_module
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.output import Output, printable
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.errors import ExitCode, UsageError
+from omnimamba_cli.presets import preset as find_preset
 
 if TYPE_CHECKING:
     from omnimamba_cli.config import ModelConfig
@@ -133,7 +135,6 @@ def _model(
     from omnimamba_cli.data.tokenizer import TextTokenizer
     from omnimamba_cli.engine import hub
     from omnimamba_cli.engine.checkpoint import TOKENIZER, read_config
-    from omnimamba_cli.presets import preset as find_preset
 
     if not model:
         model = hub.default_model(None)
@@ -195,8 +196,6 @@ def _layout(out: Output, layout: "Layout") -> None:
 def _speed(out: Output, paths: list[Path], settings: "CheckSettings", workers: list[int]) -> None:
     if not workers:
         return
-    from dataclasses import asdict
-
     from omnimamba_cli.engine.data_speed import measure_speed
 
     for number in workers:

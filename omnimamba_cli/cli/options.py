@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from omnimamba_cli.cli.output import ColorChoice, Output
+from omnimamba_cli.config import SamplingConfig
 
 DtypeChoice = Literal["auto", "bf16", "fp16", "fp32"]
 QuantizeChoice = Literal["int8", "fp8"]
@@ -171,8 +172,6 @@ class SamplingOptions:
 
     def given(self) -> dict[str, float | int]:
         """The settings that were given, by SamplingConfig field; raises ConfigError for one out of range."""
-        from omnimamba_cli.config import SamplingConfig
-
         chosen = {name: value for name, value in vars(self).items() if value is not None}
         SamplingConfig(**chosen)
         return chosen

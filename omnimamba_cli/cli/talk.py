@@ -124,7 +124,7 @@ class Talk:
     # commands
 
     def image(self, argument: str) -> None:
-        """/image FILE"""
+        """/image FILE: begin to talk about a picture file."""
         path = os.path.expanduser(argument.strip("'\""))
         if not path:
             raise UsageError("/image needs a file", hint="/image fox.png")
@@ -143,7 +143,7 @@ class Talk:
         self.name, self.seen = path, self.session.recall(path)
 
     def draw(self, prompt: str) -> None:
-        """/draw PROMPT"""
+        """/draw PROMPT: draw a picture and begin to talk about it."""
         if not prompt:
             raise UsageError("/draw needs a prompt", hint="/draw a red fox")
         text = inputs.clean_text(prompt)
@@ -159,7 +159,7 @@ class Talk:
         self.out.note(f"seed {seed}; /save {targets.slug(text)}.png keeps it")
 
     def save(self, argument: str) -> None:
-        """/save FILE"""
+        """/save FILE: the suffix says what is saved."""
         path = Path(os.path.expanduser(argument.strip("'\"")))
         if not argument:
             raise UsageError("/save needs a file", hint=f"/save fox.png (the picture), fox{STATE} or talk.txt")
@@ -201,25 +201,25 @@ class Talk:
         targets.write_whole(path, data, force=False)
 
     def reset(self, argument: str) -> None:
-        """/reset"""
+        """/reset: forget what was said."""
         self.said.clear()
         self.earlier = None
 
     def follow(self, argument: str) -> None:
-        """/follow on|off"""
+        """/follow on|off: whether questions are read after the earlier ones."""
         if argument not in ("on", "off"):
             raise UsageError("/follow is on or off", hint="/follow on")
         self.settings.follow = argument == "on"
         self.earlier = None
 
     def help(self, argument: str) -> None:
-        """/help"""
+        """/help: list the commands."""
         width = max(len(f"{name} {c.argument}") for name, c in COMMANDS.items())
         for name, command in COMMANDS.items():
             self.out.line(f"{f'{name} {command.argument}':{width}}  {command.help}")
 
     def quit(self, argument: str) -> None:
-        """/quit"""
+        """/quit: end the chat."""
         self.done = True
 
 

@@ -16,7 +16,7 @@ from omnimamba_cli.errors import ExitCode
 if TYPE_CHECKING:
     from omnimamba_cli.config import Task
     from omnimamba_cli.engine.starting import StageSettings
-    from omnimamba_cli.train.events import Event, Plan, Progress, Skipped
+    from omnimamba_cli.train.events import Event, Plan, Progress
     from omnimamba_cli.train.loop_config import LoopConfig
     from omnimamba_cli.train.stages import Recipe
 
@@ -224,35 +224,29 @@ def default_workers(workers: int | None) -> int:
 def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None:
     """Runs to the end: progress and remarks on stderr, the path of the result on stdout (as JSON with --json)."""
     from omnimamba_cli.engine.runtime import is_first_process
-    from omnimamba_cli.train.events import Evaluated, Finished, Note, Plan, Progress, Saved, Skipped
+    from omnimamba_cli.train.events import Finished, Progress, Saved, Skipped
 
     if not is_first_process():
         for event in events:  # the first process reports for all; but each reports its own bad samples
             if isinstance(event, Skipped):
-                _skipped(event, out)
+                _remark(event, out)
         return
     last: Saved | None = None
     ending: ExitCode | None = None
     with out.progress(label, total=total) as bar:
         shown = 0
         for event in events:
-            if isinstance(event, Note):
-                out.note(event.text)
-            elif isinstance(event, Skipped):
-                _skipped(event, out)
-            elif isinstance(event, Progress):
-                shown = _progress(event, out, bar, shown)
-            elif isinstance(event, Evaluated):
-                values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
-                out.note(f"step {event.step:,}/{event.steps:,}  {values}{'  (best)' if event.best else ''}")
-            elif isinstance(event, Plan):
-                _plan(event, out)
-            elif isinstance(event, Saved):
-                out.detail(f"saved {event.path}")
-                last = event
-            elif isinstance(event, Finished) and not event.complete:
-                out.note(f"stopped at step {event.step:,} of {event.steps:,}: {event.reason}; --resume continues")
-                ending = STOPPED.get(event.reason)
+            match event:
+                case Progress():
+                    shown = _progress(event, out, bar, shown)
+                case Saved():
+                    out.detail(f"saved {event.path}")
+                    last = event
+                case Finished(complete=False):
+                    out.note(f"stopped at step {event.step:,} of {event.steps:,}: {event.reason}; --resume continues")
+                    ending = STOPPED.get(event.reason)
+                case _:
+                    _remark(event, out)
     if last is None:
         return
     if out.json:
@@ -263,8 +257,20 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
         raise typer.Exit(ending)
 
 
-def _skipped(event: "Skipped", out: Output) -> None:
-    out.note(f"skipped {printable(event.name)}: {printable(event.reason)}")
+def _remark(event: "Event", out: Output) -> None:
+    """Prints an event that only has to be printed."""
+    from omnimamba_cli.train.events import Evaluated, Note, Plan, Skipped
+
+    match event:
+        case Note():
+            out.note(event.text)
+        case Skipped():
+            out.note(f"skipped {printable(event.name)}: {printable(event.reason)}")
+        case Evaluated():
+            values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+            out.note(f"step {event.step:,}/{event.steps:,}  {values}{'  (best)' if event.best else ''}")
+        case Plan():
+            _plan(event, out)
 
 
 def _plan(event: "Plan", out: Output) -> None:

@@ -12,6 +12,7 @@ from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import ReportOptions
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import UsageError
+from omnimamba_cli.presets import preset as find_preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,6 @@ def command(
     from omnimamba_cli.engine.starting import part_file, vq_config
     from omnimamba_cli.engine.tokenizing import VQ_FILE
     from omnimamba_cli.engine.vq_training import VQSettings, train_image_tokenizer
-    from omnimamba_cli.presets import preset as find_preset
 
     if len(data) > 1:
         raise UsageError(f"train-tokenizer image takes one folder, here are {len(data)}", hint="--data DIR")

@@ -240,7 +240,7 @@ class Runner:
 
 
 def prefix_of(model: ModelConfig) -> int:
-    """Tokens before the text: a picture's patches, four marks and a question of usual length."""
+    """Tokens before the text: a picture's patches, four special tokens and a question of usual length."""
     return model.patches + 4 + QUESTION
 
 
@@ -249,7 +249,7 @@ def _lacks(needed: int, free: int) -> str:
 
 
 def memory_failure(error: Exception) -> str:
-    """What a row says of memory that ran out. Raises any other error again."""
+    """The error of a row for which memory ran out. Raises any other error again."""
     reason = memory_reason(error)
     if reason is None:
         raise error
@@ -257,7 +257,7 @@ def memory_failure(error: Exception) -> str:
 
 
 def release(device: torch.device) -> None:
-    """Gives back what is no longer used."""
+    """Free memory that is no longer used."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -99,10 +99,10 @@ class Verdict:
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """The claims that these rows can speak to: our own system and at least one opponent at the claim's length."""
+    """Verdicts on the claims for which there are rows: our system and at least one opponent at the claim's length."""
     found = []
     for claim in CLAIMS:
-        alike = [row for row in rows if row.error is None and row.method != "computed" and _speaks_to(row, claim)]
+        alike = [row for row in rows if row.error is None and row.method != "computed" and _belongs_to(row, claim)]
         own = next((row for row in alike if not row.opponent), None)
         measured = {row.system: _ratio(claim, own, row) for row in alike if row.opponent and own is not None}
         known = {name: value for name, value in measured.items() if value is not None}
@@ -111,7 +111,8 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     return found
 
 
-def _speaks_to(row: Row, claim: Claim) -> bool:
+def _belongs_to(row: Row, claim: Claim) -> bool:
+    """Whether a row was measured under the conditions of a claim."""
     if claim.measure == "images":
         return row.task == "image" and row.batch == claim.batch
     length = claim.length or 0

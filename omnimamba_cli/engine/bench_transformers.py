@@ -70,7 +70,7 @@ class TransformerSystem:
         return self.rows * (2.0 * length * c.layer_weights + 2.0 * c.n_layer * c.d_model * length**2)
 
     def memory_bytes(self, length: int) -> int:
-        """See System: weights and, with a cache, that."""
+        """See System: weights, and the cache where there is one."""
         c, size = self.config, self.dtype.itemsize
         return size * (c.weights + (self.rows * c.kv_values * length if self.opponent.cache != "none" else 0))
 
@@ -150,7 +150,7 @@ class TransformerSystem:
         return graph.replay, self.attention
 
     def _fastest_attention(self, keys: int, masked: bool) -> tuple[AbstractContextManager[None], str]:
-        """The one of PyTorch's attentions that is quickest for one query and so many keys, by trying them."""
+        """PyTorch's fastest attention for one query and so many keys, found by timing all of them."""
         c = self.config
         q = torch.ones(self.rows, c.n_head, 1, c.head_dim, device=self.device, dtype=self.dtype)
         k = torch.ones(self.rows, c.n_kv_head, keys, c.head_dim, device=self.device, dtype=self.dtype)
@@ -279,7 +279,7 @@ def grown(mask: Tensor) -> Tensor:
 
 
 def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """The work as a CUDA graph, after two trials beside it."""
+    """The work as a CUDA graph, after running it twice on another stream."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it so
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -18,7 +18,7 @@ from PIL import Image
 from omnimamba_cli import __version__
 from omnimamba_cli.config import ModelConfig, SamplingConfig
 from omnimamba_cli.data import sequences
-from omnimamba_cli.data.reading import load_image
+from omnimamba_cli.data.reading import load_image, squashed
 from omnimamba_cli.engine.eval_set import (
     PROMPTS_FILE,
     QUESTIONS_FILE,
@@ -149,8 +149,7 @@ def _ask(session: Session, pairs: Sequence[tuple[Image.Image, str]], rows: int) 
 
 def _as_seen(image: Image.Image, config: ModelConfig) -> Image.Image:
     """The picture in the size that the model sees, so that large ones are not kept, nor scaled for each question."""
-    size = (config.vision_image_size, config.vision_image_size)
-    return image if image.size == size or not config.towers else image.resize(size, Image.Resampling.BICUBIC)
+    return squashed(image, config.vision_image_size) if config.towers else image
 
 
 def _caption_sampling(config: ModelConfig) -> SamplingConfig:

@@ -38,12 +38,12 @@ class TransformerConfig:
 
     @property
     def head_dim(self) -> int:
-        """Features a head p."""
+        """Features per head p."""
         return self.d_model // self.n_head
 
     @property
     def rotary_dim(self) -> int:
-        """Features a head that are rotated, an even number."""
+        """Features per head that are rotated, an even number."""
         return int(self.head_dim * self.rotary_share) // 2 * 2
 
     @property

@@ -65,7 +65,7 @@ def decays(dt: Tensor, A: Tensor, packing: Packing, chunk: int) -> Tensor:
 def decays_backward(
     A: Tensor, times: Tensor, parts: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], dtotal: Tensor, packing: Packing
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ddt (t h), dA and dD (h) in float32, from what the scan's gradient left of every time (chunks h q).
+    """ddt (t h), dA and dD (h) in float32, from five parts (chunks h q) that the scan's gradient kernels have written.
 
     The parts: the running log decay's gradient as it scales the state before the chunk; dt's, of all it feeds; of that
     what reaches the state at the chunk's end; the running log decay's as it shapes y in the chunk; dy x. dtotal

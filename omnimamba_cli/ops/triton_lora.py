@@ -55,7 +55,7 @@ def kept(seed, threshold, rows, columns, width):
 
 @triton.jit
 def _own(rows, rs, bound, each):
-    """Which columns of the narrow halves belong to a row's pair: of rows before `bound` the first `each`."""
+    """Which columns belong to a row's pair: the first `each` for rows before `bound`, then the next ones."""
     return (rs // each)[None] == (rows >= bound)[:, None].to(tl.int32)
 
 
@@ -104,7 +104,7 @@ def _narrow_gradient(x_ptr, d_ptr, parts_ptr, seed, threshold, factor, count, wi
 
 
 def padded_rank(rank: int) -> int:
-    """Columns that a narrow half takes: what the matrix units want at least, zeros after the rank."""
+    """Columns of dropout(x) A^T: at least as many as the matrix units want, with zeros after the rank."""
     return 0 if rank == 0 else max(16, triton.next_power_of_2(rank))
 
 
@@ -153,7 +153,7 @@ def _part(joined_ptr, weight_ptr, B_ptr, scale, count, width, rank, columns, has
 
 
 def parted(gradient: Tensor, weight: Tensor | None, B: Tensor | None, scale: float, rank: int) -> None:
-    """The gradient (o' d+padded_rank) of what `joined` made into those of W (o d) and B (o r), written."""
+    """Split the gradient (o' d+padded_rank) of joined()'s result and write it to those of W (o d) and B (o r)."""
     some = weight if weight is not None else B
     assert some is not None
     columns = gradient.shape[1]
@@ -176,7 +176,7 @@ def _settings(x: Tensor, rank: int, dropout: Dropout, plan: TilePlan) -> dict[st
 
 
 def narrow(x: Tensor, A: Tensor, pairs: Pairs, dropout: Dropout, out: Tensor, plan: TilePlan = LORA) -> None:
-    """dropout(x) A^T of x (t d), A (r d), contiguous, into out (t padded_rank(r)); zeros where a row has no part."""
+    """dropout(x) A^T of x (t d), A (r d), contiguous, into out (t padded_rank(r)); zeros in other pairs' columns."""
     count, width = x.shape
     rank = len(A)
     _narrow[(triton.cdiv(count, plan.rows),)](
