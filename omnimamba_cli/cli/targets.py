@@ -42,7 +42,7 @@ def slug(prompt: str) -> str:
 
 
 def plan(
-    prompts: Iterable[str | Wish | InputError],
+    wishes: Iterable[Wish | InputError],
     count: int,
     seed: int,
     output: str | None,
@@ -53,7 +53,7 @@ def plan(
     What cannot be drawn or named is an InputError in its place. Raises UsageError at once for an impossible template,
     suffix or number of pictures.
     """
-    coming = (Wish(p) if isinstance(p, str) else p for p in prompts)
+    coming = iter(wishes)
     first = list(islice(coming, 2))
     several = count > 1 or len(first) > 1
     if output == "-":
