@@ -18,8 +18,8 @@ def run() -> int:
         return ExitCode.INTERRUPTED
     pipeline = sys.modules.get("omnimamba_cli.engine.pipeline")
     if pipeline is not None and pipeline.threads_are_left():
-        # such as one that waits for a pipe: Python would end it while it ends itself, which C++ takes for a crash
-        os._exit(code)  # whatever is printed is flushed at once
+        # such as one that waits for a pipe: if Python ended it on a normal exit, C++ would abort the process
+        os._exit(code)  # nothing is lost: all output is flushed as it is printed
     return code
 
 

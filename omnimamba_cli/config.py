@@ -13,13 +13,13 @@ from omnimamba_cli.errors import ConfigError, nearest
 
 Task = Literal["mmu", "t2i"]
 TASKS: tuple[Task, ...] = ("mmu", "t2i")
-# the paper decouples both; what it is compared with does not
+# the paper gives each task its own ("decoupled", "task"); the other choices are its ablations
 Vocabulary = Literal["decoupled", "shared"]
 Pairs = Literal["task", "shared"]
 LoRA = Literal["task", "shared", "none"]
 T = TypeVar("T")
 
-BAD_SHARE = 0.05  # of the training samples may be bad; more of them are no accident
+BAD_SHARE = 0.05  # of the training samples may be bad; more than that means the data set itself is wrong
 SPECIAL_TOKENS = ("[PAD]", "soi", "eoi", "sot", "eot", "t2i", "mmu", "soc", "eoc", "lvg")
 
 
@@ -195,8 +195,8 @@ class VQConfig(_JSON):
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     norm_groups: int = 32
-    patch_width: int = 0  # channels of an encoder that sees each patch alone; 0: LlamaGen's, that sees everything
-    patch_blocks: int = 4  # of that encoder
+    patch_width: int = 0  # width of a PatchEncoder (each patch alone); 0: LlamaGen's encoder (the whole picture)
+    patch_blocks: int = 4  # blocks of a PatchEncoder
 
     def __post_init__(self) -> None:
         _check_positive(self, "image_size", "codebook_size", "code_dim", "z_channels", "ch")
@@ -212,17 +212,17 @@ class VQConfig(_JSON):
 
     @property
     def downsample(self) -> int:
-        """Pixels a code's side."""
+        """Pixels per side of a code."""
         return int(2 ** (len(self.ch_mult) - 1))
 
     @property
     def grid(self) -> int:
-        """Codes a side."""
+        """Codes per side of an image."""
         return self.image_size // self.downsample
 
     @property
     def codes(self) -> int:
-        """Codes an image."""
+        """Codes per image."""
         return self.grid**2
 
 
@@ -237,7 +237,7 @@ class SamplingConfig(_JSON):
     repetition_penalty: float = 1.0  # 1: off
     max_new_tokens: int = 256  # text only
     guidance: float = 1.0  # pictures only; 1: off
-    candidates: int = 1  # pictures only; of so many the one is kept that the model itself reads best
+    candidates: int = 1  # pictures only; draw so many, keep the one from which the model best reads the prompt
 
     def __post_init__(self) -> None:
         _check_range("temperature", self.temperature, 0.0, 100.0)
@@ -273,18 +273,18 @@ class ModelConfig(_JSON):
     vocabulary: Vocabulary = "decoupled"  # a table each for text and codes, or one of both
     towers: tuple[TowerConfig, ...] = ()
     caption_tokens: int = 68  # ids of a prompt to draw, left-padded
-    t2i_positions: int = 329  # rows of the learned table
-    mmu_positions: int = 1_500
+    t2i_positions: int = 329  # rows of the learned table of positions: the longest sequence
+    mmu_positions: int = 1_500  # the same for mmu
     max_text_tokens: int = 449  # ids of a training conversation
     image_mlp_mult: int = 4  # hidden width of the image codes' MLP, in d_model
     projector_mult: int = 4  # hidden width of the projector, in vision width
     prompt: str = "USER: {question} ASSISTANT:"  # of the released inference script
     default_question: str = "Please describe this image in detail."
-    ranking_question: str = "Please describe this image in detail."  # whose answer a good drawing's prompt would be
+    ranking_question: str = "Please describe this image in detail."  # of candidates: is the prompt a likely answer?
     caption_dropout: float = 0.0  # share of captions left out in training; above 0, guidance works
     caption_sampling: SamplingConfig = field(default_factory=SamplingConfig)
     image_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=1.0, top_k=0))
-    format: int = 1  # of this file
+    format: int = 1  # of config.json
 
     def __post_init__(self) -> None:
         if self.format != 1:
@@ -301,17 +301,17 @@ class ModelConfig(_JSON):
 
     @property
     def vision_dim(self) -> int:
-        """Features a patch, all towers together."""
+        """Features per patch, all towers together."""
         return sum(t.width for t in self.towers)
 
     @property
     def patches(self) -> int:
-        """Patches an image; every tower has the same number."""
+        """Patches per image; every tower has the same number."""
         return self.towers[0].patches if self.towers else 0
 
     @property
     def vision_image_size(self) -> int:
-        """Pixels a side of what the towers see."""
+        """Pixels per side of the towers' input."""
         return self.towers[0].image_size if self.towers else 0
 
     @property

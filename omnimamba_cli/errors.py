@@ -1,4 +1,4 @@
-"""Every error a user can cause or meet, with its exit code and the next command to type, and the words for others'.
+"""Every error a user can meet, with its exit code and a hint: what to type next. Also reads errors of other libraries.
 
 A leaf: imports nothing of the package.
 """
@@ -86,9 +86,9 @@ def file_reason(error: OSError) -> str:
 
 
 def memory_reason(error: BaseException) -> str | None:
-    """What was said of memory that ran out, the error's causes included; None for an error of another kind.
+    """One line about memory that ran out, found in the error or its causes; None for an error of another kind.
 
-    By names and words: importing torch to ask for its classes would cost a second, and a library may raise its own.
+    Recognised by class name and wording: importing torch for its classes takes a second, and libraries raise their own.
     """
     seen: BaseException | None = error
     while seen is not None:

@@ -1,4 +1,4 @@
-"""Named sizes: the published model, its smaller sister, and the one in the box. A leaf over config."""
+"""Named sizes: the published model, its smaller sister, and the bundled nano. Imports only config and errors."""
 
 from dataclasses import replace
 
@@ -90,9 +90,9 @@ def preset(name: str) -> ModelConfig:
 
 
 def with_switches(config: ModelConfig, vocabulary: Vocabulary | None, lora: LoRA | None) -> ModelConfig:
-    """The config with one of the paper's decouplings taken out; None leaves it as it is.
+    """The config with another choice of what the tasks share; None keeps the config's own.
 
-    vocabulary "shared": one table of text rows and code rows, embedding and head of both tasks. lora "shared": one
+    vocabulary "shared": one table of text rows and code rows, the embedding and head of both tasks. lora "shared": one
     pair for both tasks; "none": no pair.
     """
     backbone = config.backbone

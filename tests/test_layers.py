@@ -45,7 +45,7 @@ LIGHT = (
     "presets.py",
     "folders.py",
     "json_text.py",
-)  # start without torch
+)
 HEAVY = {"torch", "torchvision", "timm", "numpy", "PIL", "tokenizers", "accelerate", "safetensors", "huggingface_hub"}
 
 

@@ -97,7 +97,7 @@ def _root(
 
 
 def _listed_only() -> None:
-    """Stands for a command that was not asked for, so that its module need not be loaded."""
+    """Stands in for a command that was not asked for: it is listed in --help, but its module is not loaded."""
     raise AssertionError("a command was run that was not loaded")
 
 
@@ -109,7 +109,7 @@ def load_command(name: str) -> Callable[..., object] | typer.Typer:
 
 
 def pages(name: str) -> list[tuple[tuple[str, ...], Callable[..., object]]]:
-    """The words of a command and of its subcommands, each with the function that its help is taken from."""
+    """A command and its subcommands: the words on the command line, and the function whose docstring is the help."""
     loaded = load_command(name)
     if not isinstance(loaded, typer.Typer):
         return [((name,), loaded)]
@@ -122,7 +122,7 @@ def pages(name: str) -> list[tuple[tuple[str, ...], Callable[..., object]]]:
 
 
 def build(arguments: Sequence[str], config: str | None = "") -> typer.Typer:
-    """The application for one command line: the named subcommand whole, the others by name and help line.
+    """The application for one command line: the named subcommand in full, the others as a name and a line of help.
 
     `config` is the file of defaults ("" is none, None the user's own).
     """
@@ -167,8 +167,8 @@ def _defaults(named: str | None, config: str | None) -> dict[str, object]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # before torch is loaded: threads that wait for each other sleep. Where they spin, on a busy machine each of the
-    # thousands of small operations of a picture waits for a time slice
+    # read when torch is loaded: threads that wait for each other sleep. If they spun, each of a picture's thousands of
+    # small operations would wait for a time slice on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     out = Output()
     try:
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     except KeyboardInterrupt:
         if argv is None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending: a second Ctrl-C would only make it say so
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # we are ending: a second Ctrl-C would print a traceback
         return ExitCode.INTERRUPTED
     except SystemExit as stop:
         # the parser swaps stdout when the reader of its help has gone, and would exit with 1
@@ -207,7 +207,7 @@ def report(error: Exception, out: Output, arguments: Sequence[str] = ()) -> int:
         where = getattr(getattr(error, "ctx", None), "command_path", "omnimamba")
         # some versions of the parser and of Typer both suggest, one after the other
         message = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", str(error.format_message()))
-        message = message.replace(": Value error, ", ": ")  # a library's word for what is told anyway
+        message = message.replace(": Value error, ", ": ")  # a library's prefix, which says nothing
         unknown = getattr(error, "option_name", None)
         out.color = _color_of(arguments)
         out.error(message, hint=_option_hint(str(unknown), where, arguments) if unknown else f"{where} --help")
@@ -219,13 +219,13 @@ def report(error: Exception, out: Output, arguments: Sequence[str] = ()) -> int:
 
 
 def _color_of(arguments: Sequence[str]) -> ColorChoice:
-    """What --color says of a line that could not be parsed."""
+    """The --color of a command line that could not be parsed."""
     said = re.search(r"(?:^|\0)--color[=\0](always|never)", "\0".join(arguments))
     return "auto" if said is None else "always" if said.group(1) == "always" else "never"
 
 
 def _option_hint(unknown: str, where: str, arguments: Sequence[str]) -> str:
-    """What to do about an option that there is not: perhaps it is a file, or stands before the command."""
+    """A hint for an unknown option: perhaps it is a file's name, or it stands before the command."""
     file = next((a for a in arguments if a.startswith("-") and a.startswith(unknown) and os.path.lexists(a)), None)
     if file is not None:
         return f"the file is ./{file}"

@@ -180,7 +180,7 @@ def check_plot(plot: str, task: TaskChoice, force: bool) -> None:
 
 
 def measure(out: Output, config: "BenchConfig") -> "list[Row]":
-    """Runs it: JSON lines as rows come, or a table at the end; what is measured on stderr."""
+    """Runs the benchmark: prints rows as JSON lines when they come, or a table at the end."""
     from omnimamba_cli.engine import bench
     from omnimamba_cli.engine.bench_claims import Verdict
     from omnimamba_cli.engine.bench_rows import Row, table
@@ -217,7 +217,7 @@ def measure(out: Output, config: "BenchConfig") -> "list[Row]":
 
 
 def explained(rows: "list[Row]", verdicts: "Sequence[object]") -> list[str]:
-    """What stands below the table: what each system is, what was noted, and the paper's claims."""
+    """The lines below the table: what each system is, notes, and the paper's claims."""
     lines = [""]
     for name in dict.fromkeys(row.system for row in rows):
         mine = [row for row in rows if row.system == name]

@@ -1,4 +1,4 @@
-"""What `omnimamba caption` does once its options are known: pictures in, a result each out, in order."""
+"""What `omnimamba caption` does after its options are parsed: pictures in, a result for each out, in order."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from omnimamba_cli.config import SamplingConfig
-    from omnimamba_cli.engine.events import CaptionResult
+    from omnimamba_cli.engine.events import CaptionResult, FinishReason, TextEvent
     from omnimamba_cli.engine.session import Session
 
 
 @dataclass
 class Run:
-    """One command's settings; the model is opened when the first picture turned out to be one."""
+    """One command's settings and counts. The model is loaded only when a first picture could be read."""
 
     out: Output
     question: str | None
     settings: dict[str, float | int]
     seed: int | None
     where: DecodingOptions
-    names: bool
-    template: str | None
-    output: str | None = None  # template of the files that answers go to
+    names: bool  # put each picture's name before its answer
+    template: str | None  # of the question
+    output: str | None = None  # template for the names of answers' files
     force: bool = False
     skip_existing: bool = False
-    steady: bool = True  # batches do not depend on what time anything takes
-    alone: bool = False  # there is one input: what is wrong with it is what the run ends with
+    steady: bool = True  # batches do not depend on timing
+    alone: bool = False  # there is only one input: its error ends the run
     journal: Journal | None = None
     failed: int = 0
     skipped: int = 0
     _opened: "tuple[Session, SamplingConfig] | None" = None
 
     def open(self) -> "tuple[Session, SamplingConfig]":
-        """The session and how it samples; draws and reports a seed where one is needed."""
+        """The session and its sampling, loaded the first time. Chooses and reports a seed where one is needed."""
         if self._opened is None:
             session = models.open_session(self.out, self.where, task="mmu")
             sampling = replace(session.config.caption_sampling, **self.settings)  # type: ignore[arg-type]  # by field
@@ -58,26 +58,31 @@ class Run:
 
     def stream(self, picture: Picture) -> None:
         """One picture, its caption shown piece by piece."""
-        image = read(picture)
+        image = read_picture(picture)
         session, sampling = self.open()
+        events = session.stream_caption(
+            image, self.question, sampling=sampling, seed=self.seed, template=self.template, last=True
+        )
+        if self.show_pieces(picture, events) == "length":
+            self.out.detail(f"the caption ends after {sampling.max_new_tokens} tokens (--max-new-tokens)")
+
+    def show_pieces(self, picture: Picture, events: "Iterable[TextEvent]") -> "FinishReason | None":
+        """An answer as it is written, on one line after the picture's name where names are wanted; why it ended."""
         if self.names:
             self.out.piece(f"{printable(picture.name)}\t")
         reason = None
-        for event in session.stream_caption(
-            image, self.question, sampling=sampling, seed=self.seed, template=self.template, last=True
-        ):
+        for event in events:
             text = folded(event.text) if self.names else event.text
             if text:
                 self.out.piece(text)
             reason = event.finish_reason
         self.out.line("")
-        if reason == "length":
-            self.out.detail(f"the caption ends after {sampling.max_new_tokens} tokens (--max-new-tokens)")
+        return reason
 
     def batch(
         self, pictures: Iterable[Picture | InputError], total: int | None, batch_size: int | None, fail_fast: bool
     ) -> int:
-        """Many pictures, a result a line; a bad one is reported and passed over."""
+        """Many pictures, one line each; a bad picture is reported and skipped. Returns the exit code."""
         shown, begun, cpu = 0, perf_counter(), process_time()
         with self.out.progress("looking", total=total) as bar:
             for job, answer in self.answers(pictures, batch_size):
@@ -93,7 +98,7 @@ class Run:
         return self.sum_up(shown, perf_counter() - begun, process_time() - cpu)
 
     def fail(self, error: InputError) -> None:
-        """Says what is wrong with one input and counts it; raises it where there is no other."""
+        """Reports and counts the error of one input; raises it if that is the only input."""
         if self.alone:
             raise error
         self.failed += 1
@@ -114,7 +119,7 @@ class Run:
             shown += 1
             path = None if job.path is None else str(job.path)
             if self.out.json:
-                self.out.record({"image": job.picture.name, "question": self.question_of(job), "output": path})
+                self.out.record({"image": job.picture.name, "question": self.question_of(job.picture), "output": path})
             else:
                 self.out.line(
                     "\t".join(map(printable, [job.picture.name] if path is None else [job.picture.name, path]))
@@ -122,7 +127,7 @@ class Run:
         return self.sum_up(shown, 0.0, 0.0)
 
     def sum_up(self, shown: int, seconds: float, cpu_seconds: float) -> int:
-        """What became of the inputs, for people; returns the exit code."""
+        """Reports how many inputs failed or were skipped; returns the exit code."""
         if self.skipped:
             self.out.note(f"{self.skipped} were done before")
         self.out.detail(
@@ -135,7 +140,7 @@ class Run:
         return ExitCode.SOME_FAILED if self.failed else ExitCode.DONE
 
     def jobs(self, pictures: Iterable[Picture | InputError]) -> Iterator[Job]:
-        """What is to be done: without what is there already, every path known to be writable."""
+        """A job for each picture that is not done yet, its output path checked; in place of a bad one its error."""
         taken: set[Path] = set()
         for index, picture in enumerate(pictures):
             if isinstance(picture, InputError):
@@ -150,7 +155,7 @@ class Run:
                     self.skipped += 1
                     continue
                 if path is not None:
-                    # one that is there may be what a killed run wrote last: `put` compares
+                    # an existing file may be what a killed run wrote last: `put` compares
                     targets.check(path, self.force or (self.journal is not None and path.is_file()))
                     if path in taken:
                         raise InputError(f"{path}: is named by two pictures", hint="put {n} or {dir} into --output")
@@ -175,7 +180,7 @@ class Run:
     def answers(
         self, pictures: Iterable[Picture | InputError], batch_size: int | None
     ) -> "Iterator[tuple[Job, Answer | InputError]]":
-        """Every job with its answer or what is wrong with it, in order. No model is loaded before a picture is good."""
+        """Every job in order, with its answer or its error. The model is loaded after the first good picture."""
         from omnimamba_cli.engine import pipeline
 
         if self.journal is not None and self.journal.count:
@@ -206,7 +211,7 @@ class Run:
             shares.close()
 
     def load(self, job: Job, side: int | None = None) -> Loaded:
-        """A picture's file read, hashed where results tell it, decoded, and made as small as the model sees it."""
+        """Read, decode and, with `side`, scale a picture as the model sees it; hash its file if results show it."""
         from omnimamba_cli.data.reading import load_image, squashed
 
         if isinstance(job.picture, InputError):
@@ -220,20 +225,19 @@ class Run:
         image = load_image(data, name=job.picture.name)
         return Loaded(squashed(image, side) if side else image, digest)
 
-    def question_of(self, job: Job) -> str | None:
-        """A picture's own question, or the one of all."""
-        own = job.picture.question if isinstance(job.picture, Picture) else None
-        return self.question if own is None else own
+    def question_of(self, picture: Picture) -> str | None:
+        """A picture's own question, or the one for all."""
+        return self.question if picture.question is None else picture.question
 
     def seed_of(self, job: Job) -> int | None:
-        """Picture i of the run draws with seed + i whatever came before it, unless it has its own."""
+        """A picture's own seed; else picture i of the run has seed + i, however the others end."""
         if isinstance(job.picture, Picture) and job.picture.seed is not None:
             return job.picture.seed
         return None if self.seed is None else self.seed + job.index
 
     def shape(self, job: Job, loaded: Loaded) -> int:
-        """What pictures of one batch have in common."""
-        return self.open()[0].question_length(self.question_of(job), self.template)
+        """What the pictures of a batch must have in common: the length of the question."""
+        return self.open()[0].question_length(self.question_of(picture_of(job)), self.template)
 
     def ask(self, rows: Sequence[tuple[Job, Loaded]]) -> "list[Answer]":
         """The answers of one batch."""
@@ -241,18 +245,17 @@ class Run:
         seeds = [self.seed_of(job) for job, _ in rows]
         results = session.captions(
             [loaded.image for _, loaded in rows],
-            [self.question_of(job) for job, _ in rows],
+            [self.question_of(picture_of(job)) for job, _ in rows],
             sampling=sampling,
-            seed=[0 if seed is None else seed for seed in seeds],  # the likeliest words need none
+            seed=[0 if seed is None else seed for seed in seeds],  # unused at temperature 0
             template=self.template,
         )
         return [Answer(result, loaded.sha256) for result, (_, loaded) in zip(results, rows, strict=True)]
 
     def show_job(self, job: Job, result: "CaptionResult", sha256: str | None) -> bool:
-        """The result of a job; False where another process was quicker and that is a reason to leave it out."""
-        assert isinstance(job.picture, Picture)
+        """Shows a job's result; False if another process wrote the file meanwhile and --skip-existing allows that."""
         try:
-            self.show(job.picture, result, self.seed_of(job), sha256=sha256, path=job.path)
+            self.show(picture_of(job), result, self.seed_of(job), sha256=sha256, path=job.path)
         except InputError:
             if self.skip_existing and job.path is not None and job.path.is_file():
                 self.skipped += 1
@@ -278,11 +281,10 @@ class Run:
             self.out.line(name + text if path is None else str(path))
             return
         session, sampling = self.open()
-        question = self.question if picture.question is None else picture.question
         fields: dict[str, object] = {
             "image": picture.name,
             "sha256": sha256,
-            "question": question or session.config.default_question,
+            "question": self.question_of(picture) or session.config.default_question,
             "text": result.text,
             "caption": result.text,
             "finish_reason": result.finish_reason,
@@ -299,36 +301,41 @@ class Run:
             self.out.record(fields)
 
     def put(self, path: Path, data: bytes) -> None:
-        """An answer into its file, unless a run that was killed before its journal had it put the same there."""
+        """Writes an answer into its file, unless a run that was killed before journalling it wrote the same there."""
         there = self.journal is not None and path.is_file() and path.read_bytes() == data
         if not there:
             targets.write_whole(path, data, self.force)
 
     def is_done(self, picture: Picture) -> bool:
-        """Whether the journal holds a picture's answer. What comes by stdin is another picture each time."""
+        """Whether the journal holds a picture's answer. Never for stdin, which is another picture each time."""
         if self.journal is None or not self.journal.count or picture.name == "-":
             return False
         return self.journal.holds(self.key(picture))
 
     def key(self, picture: Picture) -> Key:
-        """What a journal knows a result by."""
-        question = self.question if picture.question is None else picture.question
-        return picture.name, question or self.open()[0].config.default_question
+        """The key of a picture's result in the journal."""
+        return picture.name, self.question_of(picture) or self.open()[0].config.default_question
 
     def check_journal(self, journal: Journal) -> None:
-        """Raises InputError for answers of another model than this run's."""
+        """Raises InputError for a journal with answers of another model."""
         name, found = self.open()[0].config.name, (journal.last or {}).get("model")
         if found != name:
             raise InputError(f"{journal.path}: holds answers of {found}, this run's would be of {name}")
 
 
+def picture_of(job: Job) -> Picture:
+    """The picture of a job that is known to be a good one."""
+    assert isinstance(job.picture, Picture)
+    return job.picture
+
+
 def journal_key(record: Record) -> Key:
-    """The key of a line of a journal."""
+    """The key of a journal's line."""
     return record["image"], record["question"]
 
 
-def read(picture: Picture) -> "Image":
-    """A picture decoded, before any model is loaded. Raises InputError by the name the user wrote."""
+def read_picture(picture: Picture) -> "Image":
+    """A decoded picture. Raises InputError, which has the name that the user wrote."""
     from omnimamba_cli.data.reading import load_image
 
     return load_image(picture.data(), name=picture.name)

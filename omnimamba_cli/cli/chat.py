@@ -8,7 +8,7 @@ import typer
 from omnimamba_cli.cli import inputs, models, showing, talk
 from omnimamba_cli.cli.app import as_known
 from omnimamba_cli.cli.caption import template_text
-from omnimamba_cli.cli.captioning import read
+from omnimamba_cli.cli.captioning import read_picture
 from omnimamba_cli.cli.keyboard import Keyboard, history_file
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import DecodingOptions, ReportOptions, Seed, TextSampling
@@ -69,7 +69,7 @@ def command(
     if image == "-":
         raise UsageError("stdin is where the questions come from", hint="omnimamba chat fox.png")
     form = template and template_text(template)
-    picture = read(inputs.Picture(image)) if image is not None else None
+    picture = read_picture(inputs.Picture(image)) if image is not None else None
     keyboard = Keyboard(out, talk.command_names(), history=history_file() if history else None)
     session = models.open_session(out, where, task="mmu")
     sampling = replace(session.config.caption_sampling, **chosen)  # type: ignore[arg-type]  # by field
@@ -89,7 +89,7 @@ def command(
 
 
 def converse(out: Output, chat: Talk, keyboard: Keyboard) -> int:
-    """Lines until there are no more. At a terminal nothing but the user ends it; in a pipe Ctrl-C does."""
+    """Handles lines until there are no more. Ctrl-C ends a pipe, but at a terminal only the answer."""
     failed = False
     try:
         while not chat.done:

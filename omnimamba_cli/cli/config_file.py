@@ -16,7 +16,7 @@ from omnimamba_cli.cli.toml_options import Values
 from omnimamba_cli.errors import ConfigError
 
 COMMAND = "command"
-# about one call, not about the run: never read from a file, never written into one
+# options of one call, not of the run: never in the file
 OF_A_CALL = ("config", "resume", "force", "dry-run", "quiet", "verbose", "color", "json")
 
 
@@ -28,7 +28,7 @@ def _options(ctx: typer.Context) -> dict[str, inspect.Parameter]:
 
 
 def _read(ctx: typer.Context, path: Path | None) -> Path | None:
-    """The file's values become the defaults of this call."""
+    """Callback of --config: the file's values become the defaults of this call."""
     if path is None or ctx.resilient_parsing:
         return path
     table = toml_options.read(path)
@@ -55,7 +55,7 @@ ConfigFile = Annotated[
 
 
 def effective(ctx: typer.Context, **resolved: object) -> Values:
-    """The options of this call, whatever they came from, as _read takes them; `resolved` by parameter name wins."""
+    """The options of this call, wherever they came from, in the form that _read takes; `resolved` values win."""
     values: Values = {COMMAND: ctx.info_name}
     for name, option in _options(ctx).items():
         value = resolved.get(option.name, ctx.params.get(option.name))

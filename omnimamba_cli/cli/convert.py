@@ -60,7 +60,7 @@ def command(
 
 
 def run(out: Output, sources: list[Path], dest: Path, dtype: StorageChoice, preset: str | None, force: bool) -> None:
-    """Converts and reports: files on stderr as they are done, the directory on stdout at the end."""
+    """Converts, and reports: files on stderr as they are done, the directory on stdout at the end."""
     from omnimamba_cli.engine import convert_files as engine
 
     for event in engine.convert(sources, dest, dtype=dtype, preset=preset, force=force):

@@ -1,6 +1,7 @@
-"""`omnimamba data`: looks at training data, and counts shards."""
+"""`omnimamba data`: checks training data (`check`), and counts the samples of shards (`index`)."""
 
 import json as json_module
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,13 +12,16 @@ from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.output import Output, printable
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.errors import ExitCode, UsageError
+from omnimamba_cli.presets import preset as find_preset
 
 if TYPE_CHECKING:
+    from omnimamba_cli.config import ModelConfig
+    from omnimamba_cli.data.tokenizer import TextTokenizer
     from omnimamba_cli.engine.data_check import CheckSettings, FileReport
     from omnimamba_cli.engine.data_layout import Layout
 
 WIDTH = 100  # characters of a text that a layout shows
-WORDS = {  # kind of problem -> after the number of samples that have it
+WORDS = {  # kind of problem -> what follows the number of samples that have it
     "malformed": "malformed",
     "picture": "without a picture that can be read",
     "codes": "with wrong codes",
@@ -97,10 +101,10 @@ def check(
     workers = _numbers(speed)
     from omnimamba_cli.engine.data_check import CheckSettings
 
-    config, words = _model(out, model, preset, tokenizer)
+    config, text_tokenizer = _model(out, model, preset, tokenizer)
     settings = CheckSettings(
-        config=config,  # type: ignore[arg-type]  # objects of the engine, which this file does not import
-        tokenizer=words,  # type: ignore[arg-type]
+        config=config,
+        tokenizer=text_tokenizer,
         image_root=image_root,
         task=task,
         decode=None if all_pictures else decode,
@@ -124,12 +128,13 @@ def _numbers(text: str | None) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _model(out: Output, model: str | None, preset: str | None, tokenizer: Path | None) -> tuple[object, object]:
-    """The sizes and the tokenizer that the data are for."""
+def _model(
+    out: Output, model: str | None, preset: str | None, tokenizer: Path | None
+) -> "tuple[ModelConfig, TextTokenizer]":
+    """The configuration and the tokenizer of the model that the data are for."""
     from omnimamba_cli.data.tokenizer import TextTokenizer
     from omnimamba_cli.engine import hub
     from omnimamba_cli.engine.checkpoint import TOKENIZER, read_config
-    from omnimamba_cli.presets import preset as find_preset
 
     if not model:
         model = hub.default_model(None)
@@ -191,8 +196,6 @@ def _layout(out: Output, layout: "Layout") -> None:
 def _speed(out: Output, paths: list[Path], settings: "CheckSettings", workers: list[int]) -> None:
     if not workers:
         return
-    from dataclasses import asdict
-
     from omnimamba_cli.engine.data_speed import measure_speed
 
     for number in workers:

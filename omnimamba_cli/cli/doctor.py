@@ -72,7 +72,7 @@ def packages() -> dict[str, str | None]:
 
 
 def devices() -> list[Facts]:
-    """Every device a model can run on; the one that "auto" takes has its reason."""
+    """Every device that a model can run on; the one that "auto" picks has the reason for it."""
     import torch
 
     from omnimamba_cli.engine import runtime
@@ -91,7 +91,7 @@ def devices() -> list[Facts]:
 
 
 def kernels() -> list[Facts]:
-    """Every operation's backends on the device that "auto" takes."""
+    """Every operation's backends on the device that "auto" picks."""
     from omnimamba_cli.engine import runtime
     from omnimamba_cli.ops import registry
 

@@ -1,4 +1,4 @@
-"""`omnimamba download`: the published model, fetched, checked, converted; what that takes is told first."""
+"""`omnimamba download`: the published model, fetched, checked and converted; first it says what that takes."""
 
 import time
 from pathlib import Path
@@ -122,7 +122,7 @@ def size_of(directory: Path) -> int:
 
 
 def lines(plan: "Plan") -> list[str]:
-    """What a download takes, for people."""
+    """A plan in words."""
     if not plan.items:
         return [f"{plan.release.name} is complete in {plan.directory}"]
     width = max(len(item.file.key) for item in plan.items)
@@ -174,7 +174,7 @@ class Teller:
         self.told_at = time.monotonic()
 
     def __call__(self, event: "DownloadEvent") -> None:
-        """One event of the engine."""
+        """Show one event of the engine."""
         from omnimamba_cli.engine import downloading
 
         match event:
@@ -187,7 +187,7 @@ class Teller:
                 convert.tell(self.out, event)
 
     def progress(self, key: str, done: int, size: int, all_done: int) -> None:
-        """So many bytes of a file, and of all files."""
+        """Show how many bytes of a file, and of all files, are here."""
         detail = f"{key.rsplit('/', 1)[-1]}: {human_size(done)} of {human_size(size)}"
         self.bar.advance(all_done / MB - self.shown, detail)
         self.shown = all_done / MB

@@ -1,4 +1,4 @@
-"""What `omnimamba generate` does once its options are known: prompts in, a picture file each out, in order."""
+"""What `omnimamba generate` does after its options are parsed: prompts in, picture files out, in order."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from omnimamba_cli.engine.events import DrawingEvent, ImageEvent
     from omnimamba_cli.engine.session import Session
 
-AT_ONCE = 32  # prompts that are handed to the model together; it makes its own batches of them
+AT_ONCE = 32  # prompts that are given to the session together; it makes batches of them
 Wanted = Target | InputError
 
 
@@ -33,16 +33,16 @@ class Run:
     skip_existing: bool = False
     metadata: bool = True
     fail_fast: bool = False
-    listed: bool = False  # prompts come from a list: one that cannot be drawn does not stop the others
+    listed: bool = False  # prompts come from a list: a bad one does not stop the others
     journal: Journal | None = None
-    sheet: Target | None = None  # all pictures go into one file
-    screen: showing.Screen | None = None  # the pictures are shown, too
+    sheet: Target | None = None  # --grid: the one file for all pictures
+    screen: showing.Screen | None = None  # --show: where pictures are shown, too
     drawn: int = 0
     failed: int = 0
     skipped: int = 0
 
     def ready(self, planned: Iterable[Wanted]) -> Iterator[Wanted]:
-        """What is to be drawn: without what is there already, every path known to be writable."""
+        """The targets that are not done yet, their paths checked; in place of a bad one its error."""
         seen: set[Path] = set()
         for target in planned:
             if isinstance(target, InputError):
@@ -81,9 +81,9 @@ class Run:
         return text.get("prompt") == target.prompt and text.get("seed") == str(target.seed)
 
     def before_any_work(self, ready: Iterator[Wanted]) -> Iterator[Wanted]:
-        """The same, with the first picture one that can be drawn; without a list, all of them.
+        """The same targets, after checking that there is something to draw, before any model is loaded.
 
-        Raises InputError for one that cannot, where it is the only prompt.
+        With a list, bad targets before the first good one are reported. Without a list the first bad one is raised.
         """
         if not self.listed:
             wanted = list(ready)
@@ -100,7 +100,7 @@ class Run:
         return iter(())
 
     def fail(self, error: InputError) -> None:
-        """Says what is wrong with one picture."""
+        """Reports and counts the error of one picture."""
         self.failed += 1
         self.out.error(error.message, error.hint)
 
@@ -113,7 +113,7 @@ class Run:
         steady: bool,
         watch: "Callable[[DrawingEvent], None] | None" = None,
     ) -> "Iterator[tuple[Target, ImageEvent] | InputError]":
-        """The wanted pictures in order, each as soon as it is drawn, and in their places what is wrong with others."""
+        """The wanted pictures in order, each as soon as it is drawn; in place of a bad one its error."""
         from omnimamba_cli.engine import pipeline
 
         sampling = replace(session.config.image_sampling, **settings) if settings else None  # type: ignore[arg-type]
@@ -147,20 +147,20 @@ class Run:
             ahead.close()
 
     def came_meanwhile(self, target: Target) -> bool:
-        """Whether another process has drawn it since, where that is a reason to leave it out."""
+        """Whether another process has written the file meanwhile and --skip-existing allows that; counts it."""
         there = self.skip_existing and target.path is not None and target.path.is_file()
         self.skipped += there
         return there
 
     def tell_cut(self, session: "Session", prompt: str, told: set[str]) -> None:
-        """Says, once, that a prompt is longer than what the model reads."""
+        """Says once for each prompt that it is longer than what the model reads."""
         if prompt not in told and session.prompt_was_cut(prompt):
             told.add(prompt)
             most, name = session.config.caption_tokens, session.config.name
             self.out.note(f"prompt {shortened(prompt)!r} is longer than the {most} tokens {name} reads; cut")
 
     def keep(self, session: "Session", target: Target, event: "ImageEvent") -> None:
-        """Writes one picture and says where. Raises InputError for a name that is taken by now."""
+        """Writes one picture and prints its path. Raises InputError for a name that was taken meanwhile."""
         data = encode(target, event, session.config.name if self.metadata else None)
         if target.path is None:
             self.out.binary(data)
@@ -201,7 +201,7 @@ class Run:
         batch_size: int | None,
         steady: bool,
     ) -> None:
-        """Draws and writes what is wanted; a name that is taken by now is reported and passed over."""
+        """Draws and writes what is wanted; errors are reported, and the others go on."""
         begun = perf_counter()
         with self.out.progress("drawing") as bar:
             watch = showing.follow(bar, self.screen) if bar.shown else None
@@ -234,7 +234,7 @@ class Run:
         return self.sum_up()
 
     def sum_up(self) -> int:
-        """What became of the prompts, for people; returns the exit code."""
+        """Reports how many pictures failed or were skipped; returns the exit code."""
         if self.skipped:
             self.out.note(f"{self.skipped} were done before")
         if self.failed:
@@ -245,7 +245,7 @@ class Run:
 
 
 def journal_key(record: Record) -> Key:
-    """The key of a line of a journal."""
+    """The key of a journal's line."""
     return record["prompt"], record["seed"]
 
 

@@ -111,7 +111,7 @@ def measure(out: Output, folder: Path, where: DecodingOptions, limit: int | None
 
 
 def write_sheet(out: Output, name: str, sheet: "Image | None", force: bool) -> None:
-    """A contact sheet as PNG; says so when there is nothing to show."""
+    """Writes a contact sheet as PNG, or a remark when there is nothing to show."""
     if sheet is None:
         out.note(f"{name}: not written, there is nothing to show")
         return

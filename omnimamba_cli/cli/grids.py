@@ -25,7 +25,7 @@ def plan(
     first = next((wish for wish in wishes if isinstance(wish, Wish)), None)
     if first is None:
         raise next((wish for wish in wishes if isinstance(wish, InputError)), InputError("there is nothing to draw"))
-    sheet = next(targets.plan([first.prompt], 1, seed, output, format_choice))
+    sheet = next(targets.plan([Wish(first.prompt)], 1, seed, output, format_choice))
     if isinstance(sheet, InputError):
         raise sheet
     drawn: list[Target | InputError] = []

@@ -1,7 +1,7 @@
 """What the user named: pictures, questions, prompts, folders, lists of them, and "-" for stdin.
 
-Stdin is read only where "-" was written. Names are given one at a time, as they come; what is behind them is not read
-here but by who works on it. What cannot be used is given as an InputError in its place, so that the rest goes on.
+Stdin is read only where "-" was written. Names are yielded one at a time, as they come; their files are read later.
+What cannot be used is yielded as an InputError in its place, so that the others go on.
 """
 
 import glob
@@ -20,14 +20,14 @@ from omnimamba_cli.errors import InputError, UsageError, file_reason
 IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .avif .heic .heif .ico .jp2 .tga .svg".split()
 )
-PIPE_S = 30.0  # that a pipe waits for someone who writes, as long as for a web server
-MOST_BYTES = 1 << 30  # of one picture file; also ends the reading of what has no end, such as /dev/zero
+PIPE_S = 30.0  # how long to wait until someone writes into a pipe; as long as for a web server
+MOST_BYTES = 1 << 30  # of one picture file; also stops reading what has no end, such as /dev/zero
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to look at: `name` as the user wrote it, "-" for stdin; the rest is of a JSON line's own."""
+    """One picture to look at: `name` as the user wrote it, "-" for stdin. A JSON line may set the other fields."""
 
     name: str
     question: str | None = None
@@ -36,7 +36,7 @@ class Picture:
     from_web: bool = False  # its name is an address that may be fetched
 
     def source(self) -> Path | bytes:
-        """The path, or the bytes of stdin or of a web address. Raises InputError for what is not there."""
+        """The path, or the bytes of stdin or of a web address. Raises InputError where there is nothing."""
         if self.name == "-":
             data = sys.stdin.buffer.read(MOST_BYTES + 1) if sys.stdin is not None else b""  # <&-
             if not data:
@@ -95,7 +95,7 @@ def _through_pipe(path: Path) -> bytes:
             came = ready.poll(PIPE_S * 1000)
             try:
                 part = os.read(handle, 1 << 20)
-            except BlockingIOError:  # someone has it open and takes his time
+            except BlockingIOError:  # someone has it open, but has written nothing yet
                 continue
             if not part and not came:
                 raise InputError(f"{path}: is a pipe that nobody writes into, for {PIPE_S:g} s")
@@ -111,11 +111,11 @@ def _through_pipe(path: Path) -> bytes:
 def split_question(
     arguments: Sequence[str], prompt: str | None, *, listed: bool = False
 ) -> tuple[list[Picture], str | None]:
-    """`IMAGE... [QUESTION]` told apart.
+    """Split `IMAGE... [QUESTION]`.
 
-    With a prompt option every argument is a picture. Else the last of two or more (with a list of pictures beside
-    them, of one or more) is the question, unless it is "-", names an existing file, or ends like one ("b.png" is then a
-    file that is missing).
+    With a prompt option every argument is a picture. Else the last of two or more arguments (of one or more, where a
+    list names pictures) is the question, unless it is "-", an existing file, or ends like a picture ("b.png" is then a
+    missing file).
     """
     names = list(arguments)
     refuse_stdin_twice(*(n == "-" for n in names))
@@ -127,7 +127,7 @@ def split_question(
 
 
 def means_several(picture: Picture, recursive: bool) -> bool:
-    """Whether a name stands for many pictures: a folder, or a pattern that the shell was kept from opening up."""
+    """Whether a name stands for several pictures: a folder, or a pattern that the shell did not expand."""
     name = picture.name
     if "\0" in name or is_url(name):
         return False
@@ -146,9 +146,9 @@ def is_url(name: str) -> bool:
 
 
 def clean_text(text: str) -> str:
-    """The text without what no tokenizer takes: bytes that are no UTF-8, halves of characters.
+    """The text without what no tokenizer takes: bytes that are no UTF-8, and lone surrogates.
 
-    A word of the command line whose locale is plain C comes as such bytes though it is UTF-8; it is read as that.
+    In the C locale Python keeps UTF-8 arguments as surrogate escapes; they are decoded here.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -159,9 +159,9 @@ def clean_text(text: str) -> str:
 def expanded(
     pictures: Sequence[Picture], from_file: str | None, *, nul: bool, recursive: bool, allow_urls: bool
 ) -> Iterator[Picture | InputError]:
-    """The named pictures, then those of a list: folders and patterns opened up, web addresses allowed or refused.
+    """The named pictures, then those of a list. Folders and patterns are expanded, web addresses allowed or refused.
 
-    Raises InputError at once where the list itself is not there.
+    Raises InputError at once where the list itself is missing.
     """
     listed: Iterator[Picture | InputError] = iter(())
     if from_file is not None:
@@ -239,7 +239,7 @@ def _files(picture: Picture, *, recursive: bool, allow_urls: bool) -> Iterator[P
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Pictures below a folder by their suffix, sorted within each; without hidden ones, pipes and linked folders."""
+    """Pictures below a folder by suffix, sorted in each folder; without hidden files, pipes and linked folders."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
@@ -253,7 +253,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _is_special(path: str) -> bool:
-    """Whether a path is a pipe, a socket or a device; what is gone is not."""
+    """Whether a path is a pipe, a socket or a device; False if it is gone."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -267,7 +267,7 @@ def read_list(name: str, nul: bool = False) -> list[str]:
 
 
 def _or_none(found: Iterable[T | InputError], name: str, what: str) -> Iterator[T | InputError]:
-    """The entries of a list, or in their place that it holds none: in a pipe, mostly because what wrote it failed."""
+    """The entries of a list, or an InputError if it has none: mostly the command that writes the pipe has failed."""
     empty = True
     for item in found:
         empty = False
@@ -284,7 +284,7 @@ def refuse_stdin_twice(*uses: bool) -> None:
 
 @dataclass(frozen=True)
 class Wish:
-    """One prompt to draw; seed and file where its JSON line has them."""
+    """One prompt to draw, with the seed and file of its JSON line, if any."""
 
     prompt: str
     seed: int | None = None
@@ -310,16 +310,6 @@ def wishes(argument: str | None, from_file: str | None, nul: bool) -> Iterator[W
             yield from wanted if named else _or_none(wanted, name, "prompt")
 
     return found()
-
-
-def prompts(argument: str | None, from_file: str | None, nul: bool) -> list[str]:
-    """All prompts at once. Raises InputError for the first that is none."""
-    found = []
-    for wish in wishes(argument, from_file, nul):
-        if isinstance(wish, InputError):
-            raise wish
-        found.append(wish.prompt)
-    return found
 
 
 def _wish(line: str, where: str, nul: bool) -> Wish | InputError:

@@ -1,4 +1,4 @@
-"""What a picture is while it goes through `omnimamba caption`: a job, then read, then answered."""
+"""The stages of a picture in `omnimamba caption`: a Job, then Loaded, then an Answer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One input of a run: its place in it, the picture or what is wrong with it, and the file its answer goes to."""
+    """One input of a run: its index, the picture or its error, and the file for its answer."""
 
     index: int
     picture: Picture | InputError
@@ -24,14 +24,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A picture that has been read: decoded, and the hash of its file where results tell it."""
+    """A decoded picture, and the hash of its file if results show it."""
 
     image: "Image"
     sha256: str | None
 
 
 class Answer(NamedTuple):
-    """A result, and the hash of the picture's file where results tell it."""
+    """A result, and the hash of the picture's file if results show it."""
 
     result: "CaptionResult"
     sha256: str | None

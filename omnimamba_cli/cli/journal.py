@@ -1,7 +1,7 @@
-"""`--append FILE.jsonl`: results as JSON lines in a file that says, when the command runs again, what is done.
+"""`--append FILE.jsonl`: results as JSON lines in a file; when the command runs again, it skips what the file holds.
 
-A line is written whole, by one writer at a time; what a killed run left half-written is taken off again. A result is
-known by its key (a picture and its question, a prompt and its seed), as often as it stands there.
+A line is written whole, by one writer at a time; half a line that a killed run left is removed. A result is known by
+its key (a picture and its question, a prompt and its seed); what stands there n times is skipped n times.
 """
 
 import os
@@ -47,7 +47,7 @@ class Journal:
             raise
 
     def holds(self, key: Key) -> bool:
-        """Whether a result is there; each counts once, so that what was asked twice is answered twice."""
+        """Whether a result is there, and take it: what is asked twice must be there twice."""
         digest = _digest(key)
         if self._done[digest] == 0:
             return False
@@ -55,7 +55,7 @@ class Journal:
         return True
 
     def add(self, fields: Mapping[str, object]) -> None:
-        """One more record, whole or not at all."""
+        """Append a record, whole or not at all."""
         data = memoryview((json_line(fields) + "\n").encode("utf-8"))
         end = os.fstat(self._file.fileno()).st_size
         try:
@@ -68,7 +68,7 @@ class Journal:
             raise
 
     def close(self) -> None:
-        """Bring it to the disk, and let others have it."""
+        """Sync the file to the disk and release its lock."""
         with self._file:
             os.fsync(self._file.fileno())
 
@@ -100,7 +100,7 @@ class Journal:
                 record = parse(line)
                 self._done[_digest(key_of(record))] += 1
             except (ValueError, KeyError, TypeError, AttributeError):
-                # only the last line can be half of one of ours: each begins so, and ends with its line
+                # only a last line without its end can be half of ours, and it begins like all of ours
                 if line.endswith(b"\n") or not b'{"schema":'.startswith(line[:10]):
                     raise InputError(
                         f"{self.path}: line {number} is no result of this command, so nothing is appended",
@@ -112,7 +112,7 @@ class Journal:
             self.count = number
             good += len(line)
             if not line.endswith(b"\n"):
-                self._file.write(b"\n")  # whole but for its end
+                self._file.write(b"\n")  # a whole record that lacks only its line end
 
 
 def _lines(file: BinaryIO) -> Iterable[bytes]:

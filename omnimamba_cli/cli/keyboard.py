@@ -1,4 +1,4 @@
-"""Lines that a user types, with editing, history and completion on a terminal; or the lines of a pipe."""
+"""Lines from stdin: typed at a terminal, with editing, history and completion, or from a pipe."""
 
 import os
 import sys
@@ -20,12 +20,12 @@ def history_file() -> Path:
 
 
 class Keyboard:
-    """Stdin, line by line. `commands` are completed at the start of a line, file names behind one."""
+    """Stdin, line by line. Completes `commands` at the start of a line, and file names after one."""
 
     def __init__(self, out: Output, commands: Sequence[str], *, history: Path | None) -> None:
         self.out = out
         self.is_terminal = sys.stdin.isatty()
-        self._prompts = self.is_terminal and out.stdout.isatty()  # else the prompt would go where the answers go
+        self._prompts = self.is_terminal and out.stdout.isatty()  # else prompts would mix with the answers
         self._commands = commands
         self._history = history
         self._readline = self._edited() if self._prompts else None
@@ -45,7 +45,7 @@ class Keyboard:
         return os.fsdecode(read).rstrip("\r\n") if read else None
 
     def close(self) -> None:
-        """Keep the history for the next time; a file that cannot be written is no reason to fail."""
+        """Save the history; a file that cannot be written is ignored."""
         if self._readline is None or self._history is None:
             return
         with suppress(OSError):
@@ -71,7 +71,7 @@ class Keyboard:
         return found[state] if state < len(found) else None
 
     def completions(self, line: str) -> list[str]:
-        """What a line may become: a command, or behind one the path that it begins."""
+        """How a line can be completed: as a command, or after one, with a path."""
         command, space, start = line.partition(" ")
         if not line.startswith("/"):
             return []

@@ -1,6 +1,6 @@
-"""Lists of inputs, entry by entry as they come: lines, NUL-separated names, JSON objects.
+"""Lists of inputs, read entry by entry: lines, NUL-separated names, JSON objects.
 
-An entry that begins with "{" is a JSON object, unless entries end with NUL: those are taken as they are.
+An entry that begins with "{" is a JSON object; in a NUL-separated list entries are always plain.
 """
 
 import json
@@ -14,15 +14,15 @@ from omnimamba_cli.errors import InputError, file_reason
 from omnimamba_cli.json_text import parse
 
 CHUNK = 1 << 16
-LONGEST = 1 << 20  # bytes of an entry; what is longer is no list
-LARGEST_SEED = 2**53 - 1  # what every JSON reader keeps exactly
+LONGEST = 1 << 20  # bytes of an entry; a file with a longer one is no list
+LARGEST_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exactly
 
 
 def entries(name: str, nul: bool = False) -> Iterator[tuple[str, str]]:
     """(where, entry) of a list file, or of stdin for "-"; blank entries are left out.
 
-    `where` is the file and the line, for errors. Raises InputError at once for a file that is not there, and later for
-    an entry that is longer than anything that is a name or a prompt.
+    `where` is the file and the line, for errors. Raises InputError at once for a missing file, and later for an entry
+    that is too long to be a name or a prompt.
     """
     if name == "-":
         if sys.stdin is None:  # <&-
@@ -73,9 +73,9 @@ Fields = dict[str, Any]  # Any: a JSON object
 
 
 def fields_of(entry: str, where: str) -> Fields | None:
-    """The JSON object of an entry that is one, None for a plain name or prompt. Other keys than ours are ignored.
+    """The JSON object of an entry; None for a plain name or prompt. Unknown keys are ignored.
 
-    Raises InputError for what begins like an object and is none.
+    Raises InputError for an entry that begins like an object, but is none.
     """
     if not entry.lstrip().startswith("{"):
         return None
@@ -88,7 +88,7 @@ def fields_of(entry: str, where: str) -> Fields | None:
 
 
 def text_of(fields: Fields, key: str, where: str) -> str | None:
-    """A text, None where there is none. Raises InputError for something else."""
+    """The text under a key, None without one. Raises InputError for anything else."""
     value = fields.get(key)
     if value is not None and not isinstance(value, str):
         raise InputError(f'{where}: "{key}" is {json.dumps(value)[:40]}; it must be a text')
@@ -96,7 +96,7 @@ def text_of(fields: Fields, key: str, where: str) -> str | None:
 
 
 def integer(fields: Fields, key: str, where: str) -> int | None:
-    """A seed, None where there is none. Raises InputError for something else."""
+    """The seed under a key, None without one. Raises InputError for anything else."""
     value = fields.get(key)
     if value is None:
         return None

@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 import typer
 
 from omnimamba_cli import __version__
+from omnimamba_cli.cli.app import COMMANDS, build, pages
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import ReportOptions
 
@@ -33,8 +34,6 @@ def command(ctx: typer.Context, report: ReportOptions) -> None:
 
 def page() -> str:
     """The page in roff."""
-    from omnimamba_cli.cli.app import COMMANDS, pages
-
     parts = [f'.TH OMNIMAMBA 1 "" "omnimamba {__version__}" "User Commands"\n']
     parts.append(".SH NAME\nomnimamba \\- name what is in a picture and draw pictures from words\n")
     parts.append(f".SH OVERVIEW\n{_verbatim(_help())}")
@@ -45,8 +44,6 @@ def page() -> str:
 
 
 def _help(*command: str) -> str:
-    from omnimamba_cli.cli.app import build
-
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(WIDTH)
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""Opens the model a command works with, and says which one and where. The one way from the CLI to a Session."""
+"""Opens the model that a command works with, and says which. The only way from the CLI to a Session."""
 
 import secrets
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def open_session(out: Output, where: ModelOptions, *, task: "Task | None" = None) -> "Session":
-    """A session on the named model, or else on the best installed one for a task, which is then said on stderr."""
+    """A session on the named model; without a name on the best installed one for the task, named on stderr."""
     from omnimamba_cli.engine import hub
     from omnimamba_cli.engine.session import load
 
@@ -42,12 +42,12 @@ def _describe(out: Output, session: "Session") -> None:
 
 
 def new_seed() -> int:
-    """A seed for a run that was given none."""
+    """A random seed, for a run that was given none."""
     return secrets.randbits(31)
 
 
 def be_deterministic(out: Output) -> None:
-    """From here on the same input gives the same bits on the same machine."""
+    """From now on, the same input gives the same bits on the same machine."""
     from omnimamba_cli.engine.runtime import make_deterministic
 
     make_deterministic()

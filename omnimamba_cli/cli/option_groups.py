@@ -1,4 +1,4 @@
-"""Groups of options: in a command's signature a dataclass stands for all of its fields, each an option.
+"""Groups of options: a dataclass in a command's signature stands for its fields, each of which is an option.
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 def takes_groups(command: Callable[..., Result]) -> Callable[..., Result]:
-    """The command as the parser sees it: with the fields of its groups in their place, by name alone."""
+    """The command as Typer sees it: each group replaced by its fields, all parameters keyword-only."""
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():

@@ -1,4 +1,4 @@
-"""Every option that more than one command has, written once; those that go together as groups (option_groups).
+"""Options of more than one command, each written once; those that belong together are groups (see option_groups).
 
 @takes_groups
 def command(ctx: typer.Context, *, force: Force = False, where: ModelOptions, report: ReportOptions) -> None:
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from omnimamba_cli.cli.output import ColorChoice, Output
+from omnimamba_cli.config import SamplingConfig
 
 DtypeChoice = Literal["auto", "bf16", "fp16", "fp32"]
 QuantizeChoice = Literal["int8", "fp8"]
@@ -121,7 +122,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on st
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What is said, and how; on every command."""
+    """What is printed, and how; on every command."""
 
     json: Json = False
     quiet: Quiet = False
@@ -129,7 +130,7 @@ class ReportOptions:
     color: Color = "auto"
 
     def configure(self, ctx: typer.Context, *, offline: bool = False) -> Output:
-        """The run's Output, set to these options."""
+        """The run's Output, configured by these options."""
         out = ctx.find_object(Output) or Output()
         out.configure(quiet=self.quiet, verbose=self.verbose, color=self.color, json=self.json)
         # huggingface_hub reads both when it is imported, which is later
@@ -138,7 +139,7 @@ class ReportOptions:
         if self.quiet or not out.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         if self.verbose < 2:
-            warnings.simplefilter("ignore")  # of libraries; ours go through `out`
+            warnings.simplefilter("ignore")  # warnings of libraries; ours go through `out`
         return out
 
 
@@ -154,7 +155,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions(ModelOptions):
-    """The same for a command that writes tokens."""
+    """ModelOptions of a command that generates tokens."""
 
     quantize: Quantize = None
 
@@ -171,8 +172,6 @@ class SamplingOptions:
 
     def given(self) -> dict[str, float | int]:
         """The settings that were given, by SamplingConfig field; raises ConfigError for one out of range."""
-        from omnimamba_cli.config import SamplingConfig
-
         chosen = {name: value for name, value in vars(self).items() if value is not None}
         SamplingConfig(**chosen)
         return chosen
@@ -180,14 +179,14 @@ class SamplingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSampling(SamplingOptions):
-    """Of words."""
+    """How the tokens of an answer are drawn."""
 
     max_new_tokens: MaxNewTokens = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSampling(SamplingOptions):
-    """Of pictures."""
+    """How the codes of a picture are drawn."""
 
     guidance: Guidance = None
     candidates: Candidates = None

@@ -1,4 +1,4 @@
-"""The only printer: results to stdout, talk to stderr, progress on a terminal.
+"""The only printer: results to stdout, remarks to stderr, progress on a terminal.
 
 Model text is written as it is, never through Rich, which would eat "[red]" and wrap at 80 columns.
 """
@@ -16,9 +16,9 @@ from omnimamba_cli.errors import ExitCode, InputError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# what would end a line or a column, or command a terminal, as it is written in a string of most languages
+# control characters, which would break lines and columns or command a terminal -> their escapes, such as \n
 CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
-SCHEMA = 1  # of the JSON lines; fields are only ever added under one number
+SCHEMA = 1  # version of the JSON lines; while it stays the same, fields are only added
 ColorChoice = Literal["auto", "always", "never"]
 
 
@@ -121,7 +121,7 @@ class Output:
                 hint="add > fox.png, or write -o fox.png",
             )
 
-    # stderr: talk
+    # stderr: remarks
 
     def note(self, text: str) -> None:
         """A remark; silent under -q."""
@@ -131,11 +131,6 @@ class Output:
     def detail(self, text: str) -> None:
         """A remark for -v: device, dtype, kernels, timings."""
         if self.verbose >= 1:
-            self._write(self.stderr, text + "\n")
-
-    def debug(self, text: str) -> None:
-        """A remark for -vv."""
-        if self.verbose >= 2:
             self._write(self.stderr, text + "\n")
 
     def error(self, message: str, hint: str | None = None) -> None:
@@ -170,8 +165,6 @@ class Output:
         """A line typed at a terminal, edited by readline where that was imported. EOFError ends it."""
         return input(prompt)
 
-    # inside
-
     def _write(self, stream: TextIO, text: str) -> None:
         live = self._live
         if live is not None and stream.isatty():
@@ -191,8 +184,8 @@ class Output:
     def _unguarded_stderr(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # nobody reads it any more, or its disk is full: the work goes on
-            if self.stderr is sys.__stderr__:  # else what is left in it would fail again when the process ends
+        except OSError:  # nobody reads stderr any more, or its disk is full: the work goes on
+            if self.stderr is sys.__stderr__:  # or the rest of its buffer would fail again when the process ends
                 _silence(2)
 
     @contextmanager
@@ -222,7 +215,7 @@ def silence_stdout() -> None:
 
 
 def printable(name: str) -> str:
-    """A name as it can stand in a line of columns: its line ends, tabs and other controls as \\n, \\t, \\x1b."""
+    """A name as it can be printed in a line of columns, its control characters escaped: \\n, \\t, \\x1b."""
     return name.translate(CONTROLS)
 
 

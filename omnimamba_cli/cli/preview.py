@@ -1,6 +1,6 @@
 """Pictures as text for a terminal: its graphics where it has them (kitty, sixel), coloured half blocks, or letters.
 
-Each function takes a picture and returns what to write. None asks what the terminal can do; see terminal.py.
+Each function takes a picture and returns the text to write. What a terminal can show is found out in terminal.py.
 """
 
 import base64

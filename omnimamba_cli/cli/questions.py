@@ -1,4 +1,4 @@
-"""Many questions of one picture, and pictures that were looked at before: `caption -p ... -p ...`, `--load-state`."""
+"""Several questions about a picture, and saved states of pictures: `caption -p ... -p ...`, `--load-state`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from omnimamba_cli.cli import inputs, targets
+from omnimamba_cli.cli.captioning import Run, folded
 from omnimamba_cli.cli.inputs import Picture
+from omnimamba_cli.cli.jobs import Job
 from omnimamba_cli.cli.output import printable
 from omnimamba_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from omnimamba_cli.cli.captioning import Run
     from omnimamba_cli.engine.conversation import Seen
     from omnimamba_cli.engine.events import CaptionResult
 
-AT_ONCE = 8  # questions that share a batch, unless --batch-size says otherwise
+AT_ONCE = 8  # questions in a batch, without --batch-size
 
 Prompts = Annotated[
     list[str] | None,
@@ -45,7 +46,7 @@ LoadState = Annotated[
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked of which pictures, and the files of states."""
+    """Which questions are asked about which pictures, and the files of states."""
 
     pictures: list[Picture]
     questions: list[str | None]
@@ -54,7 +55,7 @@ class Asked:
 
     @property
     def needs_memory(self) -> bool:
-        """Whether a picture is looked at apart from its question."""
+        """Whether the picture is read on its own first (a Seen), and questions afterwards."""
         return len(self.questions) > 1 or self.save_state is not None or self.load_state is not None
 
 
@@ -68,7 +69,7 @@ def sort_out(
     load_state: str | None,
     force: bool,
 ) -> Asked:
-    """Pictures and questions of one command line, beside a list of more pictures. Raises UsageError, InputError."""
+    """Pictures and questions of a command line. `listed`: a list names more pictures. Raises UsageError, InputError."""
     given: list[str | None] = [inputs.clean_text(prompt) for prompt in prompts or []]
     if file is not None:
         read = inputs.read_list(file)
@@ -100,7 +101,7 @@ def _of_state(
 
 
 def ask(
-    run: "Run",
+    run: Run,
     asked: Asked,
     pictures: Iterable[Picture | InputError],
     total: int | None,
@@ -109,7 +110,7 @@ def ask(
     stream: bool,
     fail_fast: bool,
 ) -> int:
-    """Every question of every picture, a line each; a bad picture is reported and passed over."""
+    """Ask every question about every picture, a line each; bad pictures are reported. Returns the exit code."""
     if run.output is not None:
         raise UsageError("-o keeps one answer a picture", hint="--append answers.jsonl keeps them all")
     shown, begun, cpu = 0, perf_counter(), process_time()
@@ -130,8 +131,8 @@ def ask(
     return run.sum_up(shown, perf_counter() - begun, process_time() - cpu)
 
 
-def _ask_one(run: "Run", asked: Asked, number: int, picture: Picture, size: int, stream: bool) -> None:
-    """The questions of a picture that a journal does not have yet; with none left it is not looked at."""
+def _ask_one(run: Run, asked: Asked, number: int, picture: Picture, size: int, stream: bool) -> None:
+    """Ask the questions that the journal does not have yet; without any the picture is not read at all."""
     if picture.output is not None:
         raise InputError(f"{picture.name}: its output keeps one answer, here are several questions")
     own = [picture.question] if picture.question is not None else asked.questions
@@ -144,7 +145,7 @@ def _ask_one(run: "Run", asked: Asked, number: int, picture: Picture, size: int,
     if not todo:
         return
     seen, sha256 = _look(run, asked, number, picture)
-    # after the look: with the model a seed was drawn where one is needed
+    # not earlier: run.seed may have been chosen when the model was loaded
     first = (run.seed or 0) + number * len(asked.questions) if picture.seed is None else picture.seed
     if asked.save_state is not None:
         seen.save(asked.save_state, overwrite=run.force)
@@ -164,24 +165,18 @@ def _ask_one(run: "Run", asked: Asked, number: int, picture: Picture, size: int,
             _show(run, replace(picture, question=question), result, first + i, sha256, several=len(asked.questions) > 1)
 
 
-def _look(run: "Run", asked: Asked, number: int, picture: Picture) -> "tuple[Seen, str | None]":
-    """What the model knows of a picture, and the hash of its file where results tell it."""
-    from omnimamba_cli.cli.jobs import Job
-
+def _look(run: Run, asked: Asked, number: int, picture: Picture) -> "tuple[Seen, str | None]":
+    """The model's state after a picture, and the hash of its file if results show it."""
     if asked.load_state is not None:
         if not asked.load_state.exists():
             raise InputError(f"{asked.load_state}: no such file")
         return run.open()[0].recall(asked.load_state), None
-    loaded = run.load(Job(number, picture))  # before the model is
+    loaded = run.load(Job(number, picture))  # before the model is loaded
     return run.open()[0].look(loaded.image), loaded.sha256
 
 
-def _show(
-    run: "Run", picture: Picture, result: "CaptionResult", seed: int, sha256: str | None, *, several: bool
-) -> None:
-    """A JSON line, or a line of NAME, QUESTION and ANSWER, of which it has what is needed to tell them apart."""
-    from omnimamba_cli.cli.captioning import folded
-
+def _show(run: Run, picture: Picture, result: "CaptionResult", seed: int, sha256: str | None, *, several: bool) -> None:
+    """A JSON line, or a line of NAME, QUESTION and ANSWER; NAME and QUESTION only if there are several."""
     if run.out.json or run.journal is not None or not several:
         run.show(picture, result, seed, sha256=sha256)
         return
@@ -190,15 +185,7 @@ def _show(
     run.out.line("\t".join([*columns, folded(asked), folded(result.text)]))
 
 
-def _stream(run: "Run", picture: Picture, seen: "Seen", question: str | None, seed: int) -> None:
+def _stream(run: Run, picture: Picture, seen: "Seen", question: str | None, seed: int) -> None:
     """One answer, piece by piece."""
-    from omnimamba_cli.cli.captioning import folded
-
     _, sampling = run.open()
-    if run.names:
-        run.out.piece(f"{printable(picture.name)}\t")
-    for event in seen.stream(question, sampling=sampling, seed=seed, template=run.template):
-        text = folded(event.text) if run.names else event.text
-        if text:
-            run.out.piece(text)
-    run.out.line("")
+    run.show_pieces(picture, seen.stream(question, sampling=sampling, seed=seed, template=run.template))

@@ -15,15 +15,16 @@ from omnimamba_cli.errors import ConfigError, UsageError, nearest
 from omnimamba_cli.folders import user_folder
 
 VARIABLE = "OMNIMAMBA_CONFIG"
-# their --config is a file for one run, see config_file
+# commands whose --config is a file for one run, see config_file
 RUNS = ("train-stage1", "train-stage2", "train-tokenizer", "tokenize")
 SHARED = "model device dtype quantize seed offline quiet verbose color batch-size deterministic".split()
 
 
 def take_option(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """A command line without --config FILE and --no-config, and which file they name ("" is none, None: not said).
+    """The command line without --config FILE and --no-config, and the file that they name.
 
-    Both are taken wherever they stand, up to "--"; the commands of RUNS keep their own --config.
+    "" is no file (--no-config), None: neither option was given. They may stand anywhere before "--"; the commands of
+    RUNS keep their own --config.
     """
     own = next((word for word in arguments if not word.startswith("-")), None) in RUNS
     rest: list[str] = []
@@ -46,12 +47,12 @@ def take_option(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def default_path() -> Path:
-    """Where the file is, there or not."""
+    """Where the user's own file would be."""
     return user_folder("config") / "config.toml"
 
 
 def read(chosen: str | None) -> tuple[Path, Values] | None:
-    """The file that was chosen, or that OMNIMAMBA_CONFIG names, or the user's own where there is one."""
+    """Path and values of the chosen file, or of OMNIMAMBA_CONFIG's, or of the user's own; None without any."""
     named = chosen if chosen is not None else os.environ.get(VARIABLE)
     if named == "":
         return None
@@ -62,7 +63,7 @@ def read(chosen: str | None) -> tuple[Path, Values] | None:
 
 
 def defaults(path: Path, values: Values, name: str, command: Callable[..., object], commands: Sequence[str]) -> Values:
-    """The file's values for one command, by parameter. Raises ConfigError for what no option is called or takes."""
+    """The file's values for one command, by parameter. Raises ConfigError for unknown names and wrong values."""
     options = toml_options.options_of(command)
     sections = {key: value for key, value in values.items() if isinstance(value, Mapping)}
     for key in sections:

@@ -1,4 +1,4 @@
-"""Pictures on the terminal while they are drawn and when they are done: for people, so on stderr."""
+"""Shows pictures on the terminal while they are drawn and when they are done; on stderr, as all remarks."""
 
 import os
 import time
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from omnimamba_cli.engine.events import DrawingEvent
 
 MOST_ROWS = 32  # of text, for one picture
-SKETCH_S = 0.5  # between two sketches: each takes the work of a few codes
+SKETCH_S = 0.5  # least time between two sketches: each takes as long as a few codes
 
 
 class Screen:
-    """Shows pictures on stderr; on none where that is no terminal."""
+    """Shows pictures on stderr, if that is a terminal."""
 
     def __init__(self, out: Output) -> None:
         self.out = out
@@ -27,7 +27,7 @@ class Screen:
 
     @cached_property
     def way(self) -> preview.Way | None:
-        """How pictures are shown; the first time the terminal is asked, so not while something else talks to it."""
+        """How pictures are shown, None: not at all. Asks the terminal, so nothing else may write to it meanwhile."""
         if self.out.quiet or not self.out.stderr.isatty():
             return None
         way = terminal.best_way(self.out.stderr, os.environ, colour=wants_color(self.out.color, self.out.stderr))
@@ -35,16 +35,16 @@ class Screen:
         return way
 
     def begin(self) -> None:
-        """A drawing that was stopped half-way stays where it is: the next one begins below."""
+        """Begin a new drawing below whatever is shown, such as a drawing that was stopped half-way."""
         self._sketch_rows = 0
 
     def show(self, picture: "Image") -> None:
-        """A finished picture, in the place of the unfinished one."""
+        """Show a finished picture in place of its sketch."""
         if self.way is not None:
             self.out.note((self._erase() + self._rendered(picture)).removesuffix("\n"))
 
     def sketch(self, picture: "Image") -> None:
-        """An unfinished picture, in the place of the one before it."""
+        """Show an unfinished picture in place of the sketch before it."""
         if self.way not in ("truecolor", "256", "letters") or os.environ.get("TERM", "dumb") == "dumb":
             return  # graphics cannot be taken back everywhere, and dumb terminals take nothing back
         text = self._erase() + self._rendered(picture)
@@ -66,7 +66,7 @@ class Screen:
 
 
 def screen(out: Output) -> Screen | None:
-    """The screen that --show asks for, or a remark that there is none."""
+    """The screen for --show; None, with a remark, where there is none."""
     found = Screen(out)
     if found.way is None:
         out.note("--show: stderr is no terminal, so nothing is shown")
@@ -75,19 +75,21 @@ def screen(out: Output) -> Screen | None:
 
 
 def follow(bar: Bar, screen: Screen | None) -> "Callable[[DrawingEvent], None]":
-    """What moves a bar of pictures by parts of them, and shows the first of a batch where there is a screen."""
+    """A watcher of drawings that moves the bar by parts of pictures, and sketches the first picture of a batch."""
     if screen is not None:
         screen.begin()
-    last, due = [0, 0], [0.0]  # first picture of the batch and codes of each; when a sketch is worth its work again
+    last_index = last_done = 0  # of the event before: first picture of the batch, codes of each
+    next_sketch_at = 0.0
 
-    def told(event: "DrawingEvent") -> None:
-        same = event.index == last[0] and event.done > last[1]
-        done = event.done - (last[1] if same else 0)
-        last[:] = event.index, event.done
+    def watch(event: "DrawingEvent") -> None:
+        nonlocal last_index, last_done, next_sketch_at
+        same_batch = event.index == last_index and event.done > last_done
+        new = event.done - (last_done if same_batch else 0)
+        last_index, last_done = event.index, event.done
         detail = f"{event.done} of {event.codes} codes"
-        bar.advance(event.pictures * done / event.codes, detail if event.done < event.codes else "")
-        if screen is not None and event.done < event.codes and time.monotonic() >= due[0]:
+        bar.advance(event.pictures * new / event.codes, detail if event.done < event.codes else "")
+        if screen is not None and event.done < event.codes and time.monotonic() >= next_sketch_at:
             screen.sketch(event.preview())
-            due[0] = time.monotonic() + SKETCH_S
+            next_sketch_at = time.monotonic() + SKETCH_S
 
-    return told
+    return watch

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM as exceptions that arrive, whenever they come.
+"""Ctrl-C and SIGTERM as exceptions that are never lost, whenever the signals come.
 
-Python raises them wherever it stands. While a module is imported that is no good place: libraries try imports and pass
-over whatever goes wrong, so the signal is lost, or C++ ends the process as a crash. There they wait until it is done,
-but for torch, which takes long: before it is there no command has begun to write anything, so the process just ends.
+Python raises the exception wherever it is at that moment. During an import that does harm: libraries ignore errors of
+imports, so the signal is lost, or C++ ends the process as a crash. So a signal waits until the import is over. Only the
+import of torch takes too long for that; no command has begun to write anything by then, so the process simply ends.
 """
 
 import os
@@ -14,7 +14,7 @@ from types import FrameType
 
 from omnimamba_cli.errors import ExitCode
 
-AGAIN_S = 0.02
+AGAIN_S = 0.02  # between two looks at whether the import is over
 IMPORT = "<frozen importlib._bootstrap>"
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 USUAL: dict[int, Handler] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -26,7 +26,7 @@ _waiting: set[int] = set()  # signals that came during an import
 def stoppable() -> Iterator[None]:
     """In this block Ctrl-C is a KeyboardInterrupt and SIGTERM a SystemExit, so that temporary files are removed.
 
-    A signal that someone else handles or ignores (nohup, training, an outer block) stays his.
+    A signal that is already handled or ignored otherwise (nohup, training, an outer block) is left alone.
     """
     ours = [number for number, usual in USUAL.items() if signal.getsignal(number) == usual]
     hook = sys.unraisablehook
@@ -62,7 +62,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _imports(frame: FrameType | None) -> set[str]:
-    """The modules whose code is being run while one of them is imported; none where nothing is."""
+    """The modules that are being imported; empty where no import is under way."""
     names, importing = set(), False
     while frame is not None:
         importing = importing or frame.f_code.co_filename == IMPORT
@@ -84,7 +84,7 @@ def _deliver(number: int) -> None:
 
 
 def _once_more(lost: "sys.UnraisableHookArgs") -> None:
-    """For an exception of ours that came where none can be raised, such as in __del__; others are told as ever."""
+    """Repeats a signal whose exception came where none can be raised, such as in __del__; reports others as usual."""
     number = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(lost.exc_type)
     if number is None or not hasattr(signal, "setitimer"):
         sys.__unraisablehook__(lost)

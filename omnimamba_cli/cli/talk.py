@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omnimamba_cli.cli import drawing, inputs, models, showing, targets
-from omnimamba_cli.cli.captioning import folded, read
+from omnimamba_cli.cli.captioning import folded, read_picture
 from omnimamba_cli.cli.inputs import Picture
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.cli.targets import Target
@@ -30,10 +30,10 @@ class Settings:
     """How a chat answers and draws."""
 
     sampling: "SamplingConfig"
-    seed: int | None  # of the first answer and the first drawing; None: new ones are drawn
+    seed: int | None  # of the first answer and the first drawing; None: a random one for each
     template: str | None
     follow: bool  # whether a question is read after the earlier ones and their answers
-    lines: bool  # an answer on one line: for a reader that is a program
+    lines: bool  # put each answer on one line, for programs that read them
 
 
 @dataclass
@@ -45,17 +45,17 @@ class Talk:
     settings: Settings
     screen: showing.Screen | None = None
     name: str = ""  # of the picture, as the user knows it
-    picture: "Image | None" = None  # None too where only its state was loaded
+    picture: "Image | None" = None  # None, too, if only its state was loaded
     seen: "Seen | None" = None
-    earlier: "Seen | None" = None  # seen, and then all that was said; with `follow`
+    earlier: "Seen | None" = None  # with `follow`: the state after the picture and all that was said
     said: list[tuple[str, str]] = field(default_factory=list)
-    drawn: tuple[str, int] | None = None  # prompt and seed, where the picture is a drawing of ours
+    drawn: tuple[str, int] | None = None  # prompt and seed, if the picture was drawn here
     drawings: int = 0
     answers: int = 0
     done: bool = False
 
     def handle(self, line: str) -> None:
-        """A line as it was typed. Raises OmniMambaError for what cannot be done."""
+        """Do what a line says. Raises OmniMambaError for what cannot be done."""
         text = inputs.clean_text(line).strip()
         if not text:
             return
@@ -72,7 +72,7 @@ class Talk:
     # questions
 
     def answer(self, question: str) -> None:
-        """Says the answer, piece by piece, and remembers it when it is whole."""
+        """Print the answer piece by piece, and remember it when it is complete."""
         if self.seen is None:
             raise InputError("there is no picture to talk about yet", hint="/image FILE or /draw PROMPT")
         s = self.settings
@@ -109,7 +109,7 @@ class Talk:
             self.earlier = start.after(question, text, template=s.template)
 
     def _start(self, question: str) -> "Seen":
-        """Where a question begins: after the picture, or after all that was said while that is not too long."""
+        """The state to ask from: after the picture, or with `follow` after all that was said, unless it is too long."""
         assert self.seen is not None
         if not self.settings.follow or self.earlier is None:
             return self.seen
@@ -124,13 +124,13 @@ class Talk:
     # commands
 
     def image(self, argument: str) -> None:
-        """/image FILE"""
+        """/image FILE: begin to talk about a picture file."""
         path = os.path.expanduser(argument.strip("'\""))
         if not path:
             raise UsageError("/image needs a file", hint="/image fox.png")
         if path == "-":
             raise UsageError("stdin is where the questions come from", hint="/image fox.png")
-        self.look(path, read(Picture(path)))
+        self.look(path, read_picture(Picture(path)))
 
     def look(self, name: str, picture: "Image", drawn: tuple[str, int] | None = None) -> None:
         """Begin to talk about a picture."""
@@ -139,11 +139,11 @@ class Talk:
         self.reset("")
 
     def recall(self, path: str) -> None:
-        """Begin to talk about a picture of which there is only the state."""
+        """Begin to talk about a picture that was saved as a state."""
         self.name, self.seen = path, self.session.recall(path)
 
     def draw(self, prompt: str) -> None:
-        """/draw PROMPT"""
+        """/draw PROMPT: draw a picture and begin to talk about it."""
         if not prompt:
             raise UsageError("/draw needs a prompt", hint="/draw a red fox")
         text = inputs.clean_text(prompt)
@@ -159,7 +159,7 @@ class Talk:
         self.out.note(f"seed {seed}; /save {targets.slug(text)}.png keeps it")
 
     def save(self, argument: str) -> None:
-        """/save FILE"""
+        """/save FILE: the suffix says what is saved."""
         path = Path(os.path.expanduser(argument.strip("'\"")))
         if not argument:
             raise UsageError("/save needs a file", hint=f"/save fox.png (the picture), fox{STATE} or talk.txt")
@@ -201,25 +201,25 @@ class Talk:
         targets.write_whole(path, data, force=False)
 
     def reset(self, argument: str) -> None:
-        """/reset"""
+        """/reset: forget what was said."""
         self.said.clear()
         self.earlier = None
 
     def follow(self, argument: str) -> None:
-        """/follow on|off"""
+        """/follow on|off: whether questions are read after the earlier ones."""
         if argument not in ("on", "off"):
             raise UsageError("/follow is on or off", hint="/follow on")
         self.settings.follow = argument == "on"
         self.earlier = None
 
     def help(self, argument: str) -> None:
-        """/help"""
+        """/help: list the commands."""
         width = max(len(f"{name} {c.argument}") for name, c in COMMANDS.items())
         for name, command in COMMANDS.items():
             self.out.line(f"{f'{name} {command.argument}':{width}}  {command.help}")
 
     def quit(self, argument: str) -> None:
-        """/quit"""
+        """/quit: end the chat."""
         self.done = True
 
 
@@ -244,5 +244,5 @@ COMMANDS = {
 
 
 def command_names() -> Sequence[str]:
-    """For completion."""
+    """All commands, for completion."""
     return list(COMMANDS)

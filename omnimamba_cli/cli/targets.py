@@ -20,7 +20,7 @@ from omnimamba_cli.errors import InputError, UsageError, file_reason, nearest
 
 FORMATS: dict[str, FormatChoice] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 LONGEST_NAME = 255  # bytes, on the file systems in use
-# a file system without hard links says one of these
+# errors of os.link on a file system without hard links
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EXDEV}
 
 
@@ -42,18 +42,18 @@ def slug(prompt: str) -> str:
 
 
 def plan(
-    prompts: Iterable[str | Wish | InputError],
+    wishes: Iterable[Wish | InputError],
     count: int,
     seed: int,
     output: str | None,
     format_choice: FormatChoice | None,
 ) -> Iterator[Target | InputError]:
-    """Every picture of a run with its seed (the first's plus its index, or its own) and its path, in order, as they
-    come; what cannot be drawn or named is an InputError in its place.
+    """Every picture of a run in order, with its path and its seed (its own, or the first one's plus its index).
 
-    Raises UsageError at once for a template, suffix or number of pictures that cannot be.
+    What cannot be drawn or named is an InputError in its place. Raises UsageError at once for an impossible template,
+    suffix or number of pictures.
     """
-    coming = (Wish(p) if isinstance(p, str) else p for p in prompts)
+    coming = iter(wishes)
     first = list(islice(coming, 2))
     several = count > 1 or len(first) > 1
     if output == "-":
@@ -192,7 +192,7 @@ def _exists(path: Path) -> InputError:
 def write_whole(path: Path, data: bytes, force: bool) -> None:
     """Writes a file that appears complete or not at all.
 
-    Without `force`, a file that has come to be meanwhile is kept and InputError raised.
+    Without `force`, a file that exists by then is kept, and InputError raised.
     """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".omnimamba-", suffix=".partial")

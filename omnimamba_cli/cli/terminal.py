@@ -10,7 +10,7 @@ from omnimamba_cli.cli.preview import Way
 
 # kitty's: do you know this (a black pixel, not shown)? Then DEC's: what are you? All terminals answer the second.
 QUERY = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"
-WAIT_S = 1.0  # a terminal that is far away needs its time; what came later would be taken for typing
+WAIT_S = 1.0  # a distant terminal is slow, and an answer that comes later would be taken for typing
 SILENT = ("dumb", "linux", "")  # TERM of those that are not asked
 
 
@@ -36,7 +36,7 @@ def _attributes(reply: bytes) -> list[bytes]:
 
 
 def asked(stream: int, query: bytes = QUERY, wait_s: float = WAIT_S) -> bytes:
-    """A terminal's answer to a query that ends with "what are you?"; empty where it has none or cannot be asked.
+    """A terminal's answer to a query that ends with "what are you?"; empty if it does not answer or cannot be asked.
 
     What was typed before the answer came is lost with it.
     """

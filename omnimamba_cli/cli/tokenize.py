@@ -10,6 +10,7 @@ from omnimamba_cli.cli import options, train_common
 from omnimamba_cli.cli.config_file import ConfigFile
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.config import BAD_SHARE
+from omnimamba_cli.errors import UsageError
 
 
 @takes_groups
@@ -81,8 +82,6 @@ def command(
 
 def _shard(text: str | None) -> tuple[int, int]:
     """(number from 1, count) of --shard, or of the launcher that started this process."""
-    from omnimamba_cli.errors import UsageError
-
     if text is None:
         return int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))
     number, _, count = text.partition("/")

@@ -1,4 +1,4 @@
-"""Options written down in TOML: how every file of them is read, and what is said where one is wrong.
+"""Options in TOML files: reading and checking them, for settings.py and config_file.py.
 
 A key is an option's long name without its dashes, such as batch-mmu (or batch_mmu).
 """
@@ -45,9 +45,9 @@ def options_of(command: Callable[..., object]) -> dict[str, inspect.Parameter]:
 def values_of(
     path: Path, table: Mapping[str, Any], options: Mapping[str, inspect.Parameter], command: str, section: str = ""
 ) -> Values:
-    """The values of a file's table by parameter; `section` is how the table is headed in the file.
+    """The values of a file's table, by parameter; `section` is the table's heading, for errors.
 
-    Raises ConfigError for what is no option of the command, or of another kind than it takes.
+    Raises ConfigError for an unknown option, or a value of the wrong type.
     """
     found: Values = {}
     for key, value in table.items():
@@ -61,7 +61,7 @@ def values_of(
 
 
 def _checked(value: Any, annotation: Any, where: str) -> Any:  # Any: TOML on one side, type hints on the other
-    """The value if it is of the option's kind; the parser checks its range. A single value may stand for a list."""
+    """The value, if its type is the option's; the parser checks its range later. One value may stand for a list."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _checked(value, arguments[0], where)

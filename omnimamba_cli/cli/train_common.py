@@ -1,4 +1,4 @@
-"""Options of the training commands, each once, in groups, and the loop that shows a run's events."""
+"""The options of the training commands, in groups; and `show`, which prints a run's events."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from omnimamba_cli.errors import ExitCode
 if TYPE_CHECKING:
     from omnimamba_cli.config import Task
     from omnimamba_cli.engine.starting import StageSettings
-    from omnimamba_cli.train.events import Event, Plan, Skipped
+    from omnimamba_cli.train.events import Event, Plan, Progress
     from omnimamba_cli.train.loop_config import LoopConfig
     from omnimamba_cli.train.stages import Recipe
 
@@ -151,7 +151,7 @@ class CallOptions:
 
 
 def loop_config(given: LoopOptions, call: CallOptions, *, steps: int, lr: float, warmup: int) -> "LoopConfig":
-    """The loop's settings, number format chosen for the device."""
+    """The loop's settings, with the number format for the device."""
     from omnimamba_cli.engine.runtime import pick_device
     from omnimamba_cli.engine.training import pick_precision
     from omnimamba_cli.train.loop_config import LoopConfig
@@ -215,46 +215,38 @@ def stage_settings(
 
 
 def default_workers(workers: int | None) -> int:
-    """The given number, or one for each processor but one, at most 16."""
-    import os
+    """The given number, or as many as there are processors, at most 16."""
+    from omnimamba_cli.engine.runtime import processors
 
-    if workers is not None:
-        return workers
-    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    return min(16, processors()) if workers is None else workers
 
 
 def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None:
-    """Runs to the end: progress and remarks on stderr, the result's path on stdout (events as JSON with --json)."""
+    """Runs to the end: progress and remarks on stderr, the path of the result on stdout (as JSON with --json)."""
     from omnimamba_cli.engine.runtime import is_first_process
-    from omnimamba_cli.train.events import Evaluated, Finished, Note, Plan, Progress, Saved, Skipped
+    from omnimamba_cli.train.events import Finished, Progress, Saved, Skipped
 
     if not is_first_process():
-        for event in events:  # the first of several processes tells, but of bad samples each knows its own
+        for event in events:  # the first process reports for all; but each reports its own bad samples
             if isinstance(event, Skipped):
-                _skipped(event, out)
+                _remark(event, out)
         return
     last: Saved | None = None
     ending: ExitCode | None = None
     with out.progress(label, total=total) as bar:
         shown = 0
         for event in events:
-            if isinstance(event, Note):
-                out.note(event.text)
-            elif isinstance(event, Skipped):
-                _skipped(event, out)
-            elif isinstance(event, Progress):
-                shown = _progress(event, out, bar, shown)
-            elif isinstance(event, Evaluated):
-                values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
-                out.note(f"step {event.step:,}/{event.steps:,}  {values}{'  (best)' if event.best else ''}")
-            elif isinstance(event, Plan):
-                _plan(event, out)
-            elif isinstance(event, Saved):
-                out.detail(f"saved {event.path}")
-                last = event
-            elif isinstance(event, Finished) and not event.complete:
-                out.note(f"stopped at step {event.step:,} of {event.steps:,}: {event.reason}; --resume continues")
-                ending = STOPPED.get(event.reason)
+            match event:
+                case Progress():
+                    shown = _progress(event, out, bar, shown)
+                case Saved():
+                    out.detail(f"saved {event.path}")
+                    last = event
+                case Finished(complete=False):
+                    out.note(f"stopped at step {event.step:,} of {event.steps:,}: {event.reason}; --resume continues")
+                    ending = STOPPED.get(event.reason)
+                case _:
+                    _remark(event, out)
     if last is None:
         return
     if out.json:
@@ -265,8 +257,20 @@ def show(events: "Iterable[Event]", out: Output, label: str, total: int) -> None
         raise typer.Exit(ending)
 
 
-def _skipped(event: "Skipped", out: Output) -> None:
-    out.note(f"skipped {printable(event.name)}: {printable(event.reason)}")
+def _remark(event: "Event", out: Output) -> None:
+    """Prints an event that only has to be printed."""
+    from omnimamba_cli.train.events import Evaluated, Note, Plan, Skipped
+
+    match event:
+        case Note():
+            out.note(event.text)
+        case Skipped():
+            out.note(f"skipped {printable(event.name)}: {printable(event.reason)}")
+        case Evaluated():
+            values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+            out.note(f"step {event.step:,}/{event.steps:,}  {values}{'  (best)' if event.best else ''}")
+        case Plan():
+            _plan(event, out)
 
 
 def _plan(event: "Plan", out: Output) -> None:
@@ -284,10 +288,8 @@ def _plan(event: "Plan", out: Output) -> None:
             out.line(f"{name.replace('_', ' ')}: {f'{value:,}' if isinstance(value, int) else value}")
 
 
-def _progress(event: "Event", out: Output, bar: Bar, shown: int) -> int:
-    from omnimamba_cli.train.events import Progress
-
-    assert isinstance(event, Progress)
+def _progress(event: "Progress", out: Output, bar: Bar, shown: int) -> int:
+    """Moves the bar to the event's step, which is returned; without a terminal, a line instead."""
     values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
     loss = event.values.get("loss")
     bar.advance(event.step - shown, detail=None if loss is None else f"loss {loss:.4f}")

@@ -8,6 +8,7 @@ import typer
 from omnimamba_cli.cli import train_common
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import ReportOptions
+from omnimamba_cli.errors import UsageError
 
 
 @takes_groups
@@ -71,7 +72,6 @@ def command(
     """
     out = report.configure(ctx)
     from omnimamba_cli.engine.training import train
-    from omnimamba_cli.errors import UsageError
     from omnimamba_cli.train.stages import recipe
 
     if init is not None and (init_mmu is not None or init_t2i is not None):

@@ -11,11 +11,13 @@ from omnimamba_cli.cli.config_file import effective
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import ReportOptions
 from omnimamba_cli.cli.output import Output
+from omnimamba_cli.errors import UsageError
+from omnimamba_cli.presets import preset as find_preset
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop(train_common.LoopOptions):
-    """As for every run, but averaged by default: reconstructions of the average are better."""
+    """LoopOptions with averaging on by default: the averaged weights reconstruct better."""
 
     ema: Annotated[
         float, typer.Option("--ema", help="image: decay of the weights' average, which is then saved; 0: none.")
@@ -68,8 +70,6 @@ def command(
     omnimamba train-tokenizer image --data pictures/ --preset nano -o vq/
     """
     out = report.configure(ctx)
-    from omnimamba_cli.errors import UsageError
-
     if kind == "text":
         if call.dry_run:
             raise UsageError("train-tokenizer text has no --dry-run", hint="it takes seconds")
@@ -78,7 +78,6 @@ def command(
     from omnimamba_cli.engine.starting import part_file, vq_config
     from omnimamba_cli.engine.tokenizing import VQ_FILE
     from omnimamba_cli.engine.vq_training import VQSettings, train_image_tokenizer
-    from omnimamba_cli.presets import preset as find_preset
 
     if len(data) > 1:
         raise UsageError(f"train-tokenizer image takes one folder, here are {len(data)}", hint="--data DIR")

@@ -1,4 +1,4 @@
-"""Items of a micro-batch to tensors: conversations, drawings by codes or by pictures, pictures alone."""
+"""Micro-batches as tensors, and collating items into them: conversations, drawings as codes or pictures, pictures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ from torch import Tensor
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data.pictures import Captioned, Sketch
 from omnimamba_cli.data.rejects import Bad
-from omnimamba_cli.data.sequences import mmu_middle, mmu_prefix, plain_lead, t2i_prefix
+from omnimamba_cli.data.sequences import mmu_length, plain_lead, t2i_prefix
 from omnimamba_cli.data.talks import Talk
 
-IGNORE = -100  # target of what is not learned
-TEXT_MULTIPLE = 8  # batches are padded to few different lengths
+IGNORE = -100  # target of a position that is not learned
+TEXT_MULTIPLE = 8  # rows are padded to a multiple of this, so that few different lengths occur
 
 
 @dataclass
 class TalkBatch:
-    """Rows of the mmu task, those with a picture first.
+    """Rows of the mmu task: i with a picture, then p without one, all l tokens long.
 
-    pixels (i 3 s s) uint8; ids (i t), the text behind the pictures, padded on the right; plain (p l), whole rows
-    without a picture; places (m), where in the flattened (i + p, l) hidden states a target is predicted; targets (m).
+    pixels (i 3 s s) uint8; ids (i t), the text after the pictures, padded on the right; plain (p l), the rows without a
+    picture; places (m), where in the flattened (i + p, l) hidden states a target is predicted; targets (m).
     """
 
     pixels: Tensor
@@ -31,12 +31,12 @@ class TalkBatch:
     places: Tensor
     targets: Tensor
     bad: list[Bad] = field(default_factory=list)
-    tokens: int = 0  # pads left out
-    length: int = 0  # of every row
+    tokens: int = 0  # without padding
+    length: int = 0  # l, of every row
 
     @property
     def count(self) -> int:
-        """Targets."""
+        """Number of targets."""
         return len(self.targets)
 
     @property
@@ -45,7 +45,7 @@ class TalkBatch:
         return len(self.pixels) + len(self.plain) + len(self.bad)
 
     def pin_memory(self) -> "TalkBatch":
-        """For the loader: pinned memory copies to the device without a wait."""
+        """Called by the DataLoader: from pinned memory the copy to the device does not wait."""
         return self._map(lambda t: t.pin_memory())
 
     def to(self, device: torch.device) -> "TalkBatch":
@@ -67,7 +67,7 @@ class DrawBatch:
 
     @property
     def count(self) -> int:
-        """Targets."""
+        """Number of targets."""
         return self.codes.numel()
 
     @property
@@ -97,17 +97,17 @@ class SketchBatch:
     bad: list[Bad] = field(default_factory=list)
 
     def pin_memory(self) -> "SketchBatch":
-        """For the loader."""
+        """Called by the DataLoader, see TalkBatch."""
         return SketchBatch(self.prefix.pin_memory(), self.pixels.pin_memory(), self.bad)
 
     def drawn(self, encode: Callable[[Tensor], Tensor], device: torch.device) -> DrawBatch:
-        """On the device, with codes; encode takes uint8 pixels (b 3 s s) and gives codes (b codes)."""
+        """The batch on the device, its pixels turned into codes; `encode` takes uint8 (b 3 s s) and gives (b codes)."""
         prefix, pixels = (t.to(device, non_blocking=True) for t in (self.prefix, self.pixels))
         return DrawBatch(prefix, encode(pixels).int(), bad=self.bad)
 
 
 def collate_sketches(config: ModelConfig, items: Sequence[Sketch | Bad]) -> SketchBatch:
-    """Items of the t2i task to a batch."""
+    """Collate items of the t2i task."""
     sketches = [i for i in items if isinstance(i, Sketch)]
     length, side = len(t2i_prefix(config, [])), config.vq.image_size
     pixels = [s.pixels for s in sketches]
@@ -120,19 +120,19 @@ def collate_sketches(config: ModelConfig, items: Sequence[Sketch | Bad]) -> Sket
 
 @dataclass
 class CaptionedBatch:
-    """Samples as they came, captions or what was wrong; and the good ones' pixels (b 3 s s) uint8."""
+    """Each sample's captions, or what was wrong with it, in order; and the pixels (b 3 s s) uint8 of the good ones."""
 
     samples: list[list[str] | Bad]
     pixels: Tensor
 
     @property
     def bad(self) -> list[Bad]:
-        """Those without pixels."""
+        """The samples without pixels."""
         return [sample for sample in self.samples if isinstance(sample, Bad)]
 
 
 def collate_captioned(items: Sequence[Captioned | Bad]) -> CaptionedBatch:
-    """One tensor for all: a worker hands each one over by a file of its own, half a millisecond a picture."""
+    """Collate into one tensor: a worker process passes each tensor on in a file of its own, half a millisecond each."""
     pixels = [item.pixels for item in items if isinstance(item, Captioned)]
     return CaptionedBatch(
         [item.captions if isinstance(item, Captioned) else item for item in items],
@@ -141,7 +141,7 @@ def collate_captioned(items: Sequence[Captioned | Bad]) -> CaptionedBatch:
 
 
 def all_bad(items: Sequence[Any]) -> list[Bad]:  # Any: items of every maker, or Bad
-    """Every bad sample that was met for a batch: those that were replaced, and those that could not be."""
+    """Every bad sample that was met for a batch: those replaced by another, and those no replacement was found for."""
     found: list[Bad] = []
     for item in items:
         found += (item, *item.also) if isinstance(item, Bad) else item.instead_of
@@ -149,24 +149,22 @@ def all_bad(items: Sequence[Any]) -> list[Bad]:  # Any: items of every maker, or
 
 
 class Collate:
-    """Samples of the mmu task to a TalkBatch."""
+    """Collates items of the mmu task into a TalkBatch."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self.before = len(mmu_prefix(config)) + config.patches + len(mmu_middle(config))
+        self.before = mmu_length(config, 0)  # tokens before the text of a row with a picture
         self.plain_lead = plain_lead(config)
 
     def __call__(self, items: Sequence[Talk | Bad]) -> TalkBatch:
         talks = [i for i in items if isinstance(i, Talk)]
         shown = [t for t in talks if t.pixels is not None]
         plain = [t for t in talks if t.pixels is None]
-        text = max([len(t.ids) for t in shown], default=0)
-        lead = len(self.plain_lead)
-        text = max([text, *(len(t.ids) + lead - self.before for t in plain)]) if shown else text
-        length = self.before + text if shown else max([lead + len(t.ids) for t in plain], default=0)
+        lengths = [self.before + len(t.ids) for t in shown] + [len(self.plain_lead) + len(t.ids) for t in plain]
+        length = max(lengths, default=0)
         room = self.config.mmu_positions - length
-        extra = min(-length % TEXT_MULTIPLE, max(room, 0))
-        length, text = length + extra, text + extra
+        length += min(-length % TEXT_MULTIPLE, max(room, 0))
+        text = length - self.before if shown else 0
         pad = self.config.text.special("[PAD]")
         side = self.config.vision_image_size
         pixels = [t.pixels for t in shown if t.pixels is not None]
@@ -178,11 +176,12 @@ class Collate:
             torch.tensor(places, dtype=torch.int64),
             torch.tensor(targets, dtype=torch.int64),
             bad=all_bad(items),
-            tokens=sum(self.before + len(t.ids) for t in shown) + sum(lead + len(t.ids) for t in plain),
+            tokens=sum(lengths),
             length=length,
         )
 
     def _targets(self, shown: list[Talk], plain: list[Talk], length: int) -> tuple[list[int], list[int]]:
+        """places and targets of a TalkBatch."""
         places: list[int] = []
         targets: list[int] = []
         for row, talk in enumerate([*shown, *plain]):
@@ -210,16 +209,16 @@ class PictureBatch:
 
     @property
     def samples(self) -> int:
-        """Rows, bad ones included."""
+        """Samples that were looked at for it, bad ones included."""
         return len(self.pixels) + len(self.bad)
 
     def pin_memory(self) -> "PictureBatch":
-        """For the loader."""
+        """Called by the DataLoader, see TalkBatch."""
         return PictureBatch(self.pixels.pin_memory(), self.bad)
 
 
 def collate_pictures(items: Sequence[Tensor | Bad]) -> PictureBatch:
-    """Samples of Pictures to a batch."""
+    """Collate items of Pictures."""
     good = [i for i in items if isinstance(i, Tensor)]
     size = good[0].shape if good else (3, 0, 0)
     pixels = torch.stack(good) if good else torch.zeros(0, *size, dtype=torch.uint8)

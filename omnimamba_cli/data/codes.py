@@ -1,4 +1,4 @@
-"""Image codes with captions, JSON lines {"tokens": [...], "captions": [...]}: the t2i task's data, wholly in memory."""
+"""Drawings that are codes already, JSON lines {"tokens": [...], "captions": [...]}: t2i data, kept in memory."""
 
 import hashlib
 import json
@@ -16,22 +16,22 @@ from omnimamba_cli.config import BAD_SHARE, ModelConfig, VQConfig
 from omnimamba_cli.data.files import DataFile
 from omnimamba_cli.data.records import Record, captions_of, labels_of, read_records
 from omnimamba_cli.data.rejects import Rejects
-from omnimamba_cli.data.samples import draws
+from omnimamba_cli.data.samples import CAPTION, DROPOUT, draws
 from omnimamba_cli.data.sequences import t2i_prefix
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.errors import InputError
 
 CACHE_FORMAT = 3
 CACHED = ("codes", "prefixes", "chosen", "first", "rejects")
-# what numpy and zipfile raise where a file is cut off or bytes of it are others
+# what numpy and zipfile raise for a file that is cut off or has changed bytes
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError)
 
 
 class DrawnCodes:
-    """Codes and captions of files.
+    """The codes and captions of some files.
 
-    codes (n codes); prefixes (u prefix), every distinct caption as the ids before the codes, row 0 the empty one;
-    row i's captions are chosen[first[i]:first[i + 1]], indices into prefixes.
+    codes (n codes) are the drawings; prefixes (u prefix) the distinct captions as t2i prefixes, row 0 the empty one.
+    The captions of drawing i are chosen[first[i]:first[i + 1]], indices into prefixes.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class DrawnCodes:
         return len(self.codes)
 
     def rows(self, positions: np.ndarray, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Prefix ids (b prefix) int32 and codes (b codes) int32; a caption at random, or none (caption_dropout)."""
+        """Prefix ids (b prefix) and codes (b codes), int32; captions drawn at random or left out (caption_dropout)."""
         counts = self.first[indices + 1] - self.first[indices]
-        pick = (draws(self.seed, positions, 0) * counts).astype(np.int64)
+        pick = (draws(self.seed, positions, CAPTION) * counts).astype(np.int64)
         caption = self.chosen[self.first[indices] + pick]
-        caption = np.where(draws(self.seed, positions, 1) < self.config.caption_dropout, 0, caption)
+        caption = np.where(draws(self.seed, positions, DROPOUT) < self.config.caption_dropout, 0, caption)
         prefixes, codes = self.prefixes[caption].astype(np.int32), self.codes[indices].astype(np.int32)
         return torch.from_numpy(prefixes), torch.from_numpy(codes)
 
     def _load(self, path: Path, label: str, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:
-        """One file, through a cache beside it that knows the file, the tokenizer and the sizes."""
+        """One file's arrays, from a cache beside it unless the file, the tokenizer or the sizes have changed."""
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         stat = path.stat()

@@ -1,4 +1,4 @@
-"""What a run remembers of its data files, so that one that goes on notices when they are others."""
+"""What a run remembers of its data files, so that a resumed run notices when they have changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DataFile:
-    """A data file as it was opened; cheap to know, and the same after a copy to another disk."""
+    """A data file as it was opened: facts that are cheap to find and do not change when the file is copied."""
 
-    path: str  # as it was given; for people, a moved file is the same one
-    bytes: int | None  # None: a folder, or behind a URL
-    samples: int  # that can be used
+    path: str  # as it was given; for messages: a moved file counts as the same
+    bytes: int | None  # None for a folder or a URL
+    samples: int  # usable ones
 
     @classmethod
     def opened(cls, path: Path | str, samples: int) -> "DataFile":
-        """Of a file, folder or URL that so many samples were found in."""
+        """The record of a file, folder or URL in which so many usable samples were found."""
         return cls(str(path), Path(path).stat().st_size if Path(path).is_file() else None, samples)
 
     def __str__(self) -> str:
@@ -25,7 +25,7 @@ class DataFile:
 
 
 def difference(before: Sequence[DataFile], now: Sequence[DataFile]) -> str | None:
-    """The first file that is not what it was, and what it was; None where all are. Their order counts."""
+    """A sentence about the first file that differs; None where all are the same, in the same order."""
     for old, new in zip_longest(before, now):
         if new is None:
             return f"{old.path} ({old}) is missing: the run was started with it"

@@ -1,22 +1,11 @@
-"""Pictures in and out: RGB becomes tensors, tensors become pictures; files are read by `reading`."""
+"""RGB pictures to tensors and tensors to pictures. Files are read by data/reading.py."""
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from omnimamba_cli.data.reading import MAX_PIXELS, Source, image_size, load_image, squashed
-
-__all__ = [
-    "MAX_PIXELS",
-    "Source",
-    "image_size",
-    "load_image",
-    "pixels_to_image",
-    "squashed",
-    "tower_pixels",
-    "vq_pixels",
-]
+from omnimamba_cli.data.reading import squashed
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -1,7 +1,8 @@
-"""Which samples form which batch: an order drawn anew each epoch, a function of seed and position alone.
+"""Which samples form which batch: shuffled anew each epoch, and a function of seed and position alone.
 
-A run's samples are one endless row of shuffled epochs; step s of batch B takes positions s*B to (s+1)*B. So the place
-in the data is the step number, a resumed run sees the same batches, and processes share a batch without overlap.
+A run's samples are one endless row of shuffled epochs; with B samples a step, step s takes positions s*B to (s+1)*B. So
+the step number is the place in the data, a resumed run sees the same batches, and processes share a batch without
+overlap.
 """
 
 import os
@@ -20,7 +21,7 @@ from omnimamba_cli.data.shards import ShardSampler, ShardSamples
 
 
 class Order:
-    """Samples of an endless run over `count`, each epoch a new permutation."""
+    """Which of `count` samples stands at a position of the run; each epoch is a new permutation."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed = count, seed
@@ -33,7 +34,7 @@ class Order:
         return self._known[epoch]
 
     def indices(self, positions: np.ndarray) -> np.ndarray:
-        """The samples at rising positions."""
+        """Indices of the samples at these positions; quick where positions rise from call to call."""
         epochs, places = np.divmod(positions, self.count)
         result = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
@@ -44,7 +45,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Split:
-    """How a step's rows are cut: `rows` in all, over `parts` micro-batches of `ranks` processes each."""
+    """How the `rows` of a step are divided: into `parts` micro-batches, each over `ranks` processes."""
 
     rows: int
     parts: int = 1
@@ -57,6 +58,13 @@ class Split:
         start, end = self.rows * slot // slots, self.rows * (slot + 1) // slots
         return np.arange(step * self.rows + start, step * self.rows + end)
 
+    def from_step(self, step: int) -> Iterator[np.ndarray]:
+        """Positions of this process's rows in every micro-batch from a step on, without end."""
+        while True:
+            for part in range(self.parts):
+                yield self.positions(step, part)
+            step += 1
+
 
 class Sampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
     """Batches of (position, index) from a step on, micro-batch by micro-batch, without end."""
@@ -65,26 +73,8 @@ class Sampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
         self.order, self.split, self.step = order, split, step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step = self.step
-        while True:
-            for part in range(self.split.parts):
-                positions = self.split.positions(step, part)
-                yield list(zip(positions.tolist(), self.order.indices(positions).tolist(), strict=True))
-            step += 1
-
-
-def worker_batches(
-    dataset: torch.utils.data.Dataset[Any],  # Any: each dataset has its own samples
-    order: Order,
-    split: Split,
-    step: int,
-    *,
-    collate: Any,  # Any: list of samples to a batch
-    workers: int,
-    pin: bool,
-) -> Iterator[Any]:
-    """Micro-batches from a step on, read by worker processes that stay for the whole run."""
-    return iter(loader(dataset, Sampler(order, split, step), collate=collate, workers=workers, pin=pin))
+        for positions in self.split.from_step(self.step):
+            yield list(zip(positions.tolist(), self.order.indices(positions).tolist(), strict=True))
 
 
 def sample_batches(
@@ -97,7 +87,7 @@ def sample_batches(
     workers: int,
     pin: bool,
 ) -> Iterator[Any]:
-    """Micro-batches of files or of shards, from a step on."""
+    """Micro-batches of samples in files or in shards, from a step on."""
     if isinstance(samples, ShardSamples):
         keys: Any = ShardSampler(samples.shards, seed, split, step)
     else:
@@ -106,14 +96,14 @@ def sample_batches(
 
 
 def loader(
-    dataset: torch.utils.data.Dataset[Any],  # Any: as above
+    dataset: torch.utils.data.Dataset[Any],  # Any: each dataset has its own items
     keys: Any,  # Any: batches of the dataset's keys
     *,
-    collate: Any,
+    collate: Any,  # Any: list of items to a batch
     workers: int,
     pin: bool = False,
 ) -> torch.utils.data.DataLoader[Any]:
-    """Reads batches of keys, by worker processes where there are some; their order does not depend on these."""
+    """A DataLoader over batches of keys. Worker processes stay for the whole run; the order does not depend on them."""
     # the tokenizers library warns at every fork once it has run in parallel
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return torch.utils.data.DataLoader(
@@ -129,17 +119,14 @@ def loader(
 
 
 def start_worker(worker: int) -> None:
-    """One thread each; Ctrl-C is the main process's to handle."""
+    """Set a worker process up: one thread, and signals are left to the main process."""
     torch.set_num_threads(1)
-    # the run saves and stops on Ctrl-C; its workers go when it goes
+    # on Ctrl-C the run saves and stops; its workers end with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def draw_batches(dataset: DrawnCodes, order: Order, split: Split, step: int) -> Iterator[DrawBatch]:
-    """Micro-batches from a step on; plain indexing, so no workers."""
-    while True:
-        for part in range(split.parts):
-            positions = split.positions(step, part)
-            yield DrawBatch(*dataset.rows(positions, order.indices(positions)))
-        step += 1
+    """Micro-batches of codes from a step on. They are in memory, so no workers read them."""
+    for positions in split.from_step(step):
+        yield DrawBatch(*dataset.rows(positions, order.indices(positions)))

@@ -1,4 +1,4 @@
-"""Items that are pictures: alone for the image tokenizer, or with a caption for the t2i task."""
+"""Items with pictures: alone for the image tokenizer, with a caption for t2i, with all captions for `tokenize`."""
 
 import os
 from collections.abc import Sequence
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.config import ModelConfig
-from omnimamba_cli.data.images import load_image, vq_pixels
-from omnimamba_cli.data.records import IMAGE_SUFFIXES, pictures_below
+from omnimamba_cli.data.images import vq_pixels
+from omnimamba_cli.data.reading import load_image
+from omnimamba_cli.data.records import pictures_below
 from omnimamba_cli.data.rejects import Bad, Rejects
-from omnimamba_cli.data.samples import Blob, Raw, chosen, draws
+from omnimamba_cli.data.samples import CAPTION, DROPOUT, Blob, Raw, chosen, draws
 from omnimamba_cli.data.sequences import t2i_prefix
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.errors import DataError, InputError
@@ -29,10 +30,7 @@ class Pictures(torch.utils.data.Dataset[Tensor | Bad]):
     @classmethod
     def below(cls, folder: Path, size: int) -> "Pictures":
         """Every picture below a folder, in the order of their paths. Raises InputError without any."""
-        found = pictures_below(folder)
-        if not found:
-            raise InputError(f"{folder}: no pictures below it ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})")
-        return cls(found, size)
+        return cls(pictures_below(folder), size)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -48,7 +46,7 @@ class Pictures(torch.utils.data.Dataset[Tensor | Bad]):
 
 @dataclass
 class Sketch:
-    """An item of the t2i task before its codes are known: the ids before them, and uint8 pixels (3 s s)."""
+    """An item of the t2i task before its codes are known: prefix ids, and uint8 pixels (3 s s)."""
 
     prefix: list[int]
     pixels: Tensor
@@ -56,7 +54,7 @@ class Sketch:
 
 
 class SketchMaker:
-    """Pictures with captions to Sketches; a caption at random, or none (caption_dropout), as for codes."""
+    """Makes Sketches of pictures with captions. A caption is drawn at random or left out, as DrawnCodes does."""
 
     def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, *, seed: int = 0) -> None:
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
@@ -67,8 +65,8 @@ class SketchMaker:
 
     def __call__(self, raw: Raw, position: int) -> Sketch:
         pixels = vq_pixels(raw.open(), self.config.vq.image_size)
-        caption = chosen(self.seed, position, 0, captions(raw))
-        dropped = draws(self.seed, np.array([position]), 1)[0] < self.config.caption_dropout
+        caption = chosen(self.seed, position, CAPTION, captions(raw))
+        dropped = draws(self.seed, np.array([position]), DROPOUT)[0] < self.config.caption_dropout
         return Sketch(t2i_prefix(self.config, [] if dropped else self.tokenizer.encode(caption)), pixels)
 
 
@@ -83,7 +81,7 @@ class Captioned:
 
 
 class CaptionedMaker:
-    """Pictures with captions, whole, for an image tokenizer of so many pixels a side."""
+    """Makes Captioned items of pictures with captions, for an image tokenizer of so many pixels a side."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -98,7 +96,7 @@ class CaptionedMaker:
 
 
 def captions(raw: Raw) -> list[str]:
-    """What a sample's picture is drawn from. Raises DataError for a sample without captions or picture."""
+    """A sample's captions. Raises DataError for a sample that has none, or no picture: it cannot be drawn."""
     if raw.captions is None:
         raise DataError("it is a conversation: drawing needs captions")
     if raw.picture is None:

@@ -1,4 +1,4 @@
-"""Picture files of any kind people have, read as RGB. Needs no torch, so that a bad file is told of at once."""
+"""Picture files of any kind that people have, read as RGB. Needs no torch, so that a bad file is reported at once."""
 
 import io
 import warnings
@@ -33,7 +33,7 @@ def image_size(source: Source, *, name: str | None = None, max_pixels: int = MAX
 
 @contextmanager
 def _opened(source: Source, name: str | None, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture, its pixels not yet read; what goes wrong, then or within the block, is an InputError."""
+    """The picture, its pixels not yet read. Whatever goes wrong, here or within the block, becomes an InputError."""
     label = name or (str(source) if isinstance(source, str | Path) else "the picture")
     try:
         with warnings.catch_warnings():
@@ -80,7 +80,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and float gray scaled to 0..255 (Pillow's own convert clips instead)."""
-    import numpy as np  # of few pictures
+    import numpy as np  # here: few pictures need it
 
     values = np.asarray(image).astype(np.float64)
     top = 65535.0 if image.mode.startswith("I") else 1.0 if values.max(initial=0) <= 1 else 255.0

@@ -29,9 +29,9 @@ NO_UTF_8 = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes 
 def read_records(path: Path, rejects: Rejects, label: str | None = None) -> Iterator[tuple[str, Record]]:
     """(name, record) of a file or folder, one at a time; the name says where it stands: `talks.json[3]`, `a.csv:7`.
 
-    `label` stands for the file in names; without it, its own name. A malformed line or picture is a bad sample and goes
-    into `rejects`, and so do words that are no UTF-8. Raises DataError for a malformed array or table head and for
-    UTF-16, InputError for what cannot be read.
+    `label` stands for the file in these names; by default the file's own name. A malformed line or picture, or text
+    that is no UTF-8, goes into `rejects`. Raises DataError for a malformed array or table and for UTF-16, InputError
+    for what cannot be read.
     """
     label = label or path.name
     try:
@@ -63,7 +63,7 @@ def _check_encoding(path: Path) -> None:
 
 
 def utf_8(text: str) -> str:
-    """Text that was decoded with errors="surrogateescape". Raises ValueError naming a byte that is no UTF-8."""
+    """The text, decoded with errors="surrogateescape", unchanged. Raises ValueError where a byte was no UTF-8."""
     if not text.isascii() and (found := NO_UTF_8.search(text)):
         raise ValueError(f"byte 0x{ord(found[0]) - 0xDC00:02x} is no UTF-8")
     return text
@@ -77,7 +77,7 @@ def root_of(path: Path, image_root: Path | None) -> Path:
 
 
 def labels_of(paths: Sequence[Path]) -> list[str]:
-    """What stands for each file in the names of samples: its name, or its path where another has the same name."""
+    """How each file is called in the names of samples: by its name, or by its path where names are the same."""
     names = [path.name for path in paths]
     return [str(path) if names.count(path.name) > 1 else path.name for path in paths]
 
@@ -158,7 +158,7 @@ def _table(path: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Reco
 
 
 def _cells(row: Record, columns: Sequence[str]) -> tuple[str, str]:
-    """A row's picture and caption. Raises ValueError for a row that has not just these in their columns."""
+    """A row's picture and caption. Raises ValueError where one is missing, or cells are left over."""
     image, caption = (row[column] for column in columns)
     if not (image and caption):
         raise ValueError("it lacks its picture or its caption")
@@ -173,7 +173,7 @@ def _clean(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _columns(path: Path, names: Sequence[str]) -> list[str]:
-    """What the columns of pictures and captions are called."""
+    """The names of the two columns, pictures and captions. Raises DataError where one is missing."""
     found = [next((key for key in keys if key in names), "") for keys in (IMAGE_KEYS, CAPTION_KEYS)]
     if not all(found):
         raise DataError(
@@ -185,10 +185,7 @@ def _columns(path: Path, names: Sequence[str]) -> list[str]:
 
 def _folder(folder: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, Record]]:
     """Every picture below a folder, in the order of paths, with the lines of the .txt file of the same name."""
-    pictures = pictures_below(folder)
-    if not pictures:
-        raise InputError(f"{folder}: no pictures below it ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})")
-    for picture in pictures:
+    for picture in pictures_below(folder):
         image = picture.relative_to(folder).as_posix()
         name, beside = f"{label}/{image}", picture.with_suffix(".txt")
         try:
@@ -204,9 +201,12 @@ def _folder(folder: Path, label: str, rejects: Rejects) -> Iterator[tuple[str, R
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """Files below a folder that are pictures by their names, in the order of their paths."""
+    """Files below a folder that are pictures by their names, in the order of paths. Raises InputError for none."""
     named = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    return sorted(p for p in named if not p.is_dir())
+    found = sorted(p for p in named if not p.is_dir())
+    if not found:
+        raise InputError(f"{folder}: no pictures below it ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})")
+    return found
 
 
 def image_of(record: Record) -> str | None:

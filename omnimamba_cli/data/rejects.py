@@ -1,4 +1,4 @@
-"""Samples that cannot be used: each left out, counted, named once, and too many of them refused."""
+"""Samples that cannot be used: left out, counted and named; too many of them are an error."""
 
 import math
 from collections.abc import Iterable
@@ -16,18 +16,18 @@ class Bad:
 
     name: str
     reason: str
-    also: tuple["Bad", ...] = ()  # those that should have taken its place
+    also: tuple["Bad", ...] = ()  # the replacements that were tried and are bad, too
 
 
 @dataclass
 class Rejects:
-    """Samples left out: name -> why. `limit` is the share of bad samples that is put up with."""
+    """Samples left out, name -> why; `limit` is the share of bad samples that is tolerated."""
 
     limit: float = BAD_SHARE
     reasons: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, reason: str) -> bool:
-        """Count a sample, one that comes again in a later epoch only once. Returns whether it is new."""
+        """Count a sample once, however many epochs meet it. Returns whether it is new."""
         if name in self.reasons:
             return False
         self.reasons[name] = reason
@@ -44,7 +44,7 @@ class Rejects:
         return DataError(f"no sample of {', '.join(map(str, paths))} can be used{why}", hint=REMEDY)
 
     def check(self, seen: int, total: int | None = None) -> None:
-        """Raises DataError when more than the limit of `seen` samples were bad; `total`: seen is a part of so many."""
+        """Raises DataError when too many of `seen` samples (a part of `total`, where that is given) are bad."""
         if len(self.reasons) > allowed(self.limit, seen, total):
             raise DataError(
                 f"{len(self.reasons):,} of {seen:,} samples are bad, more than {100 * self.limit:.4g}%; "
@@ -54,6 +54,6 @@ class Rejects:
 
 
 def allowed(limit: float, seen: int, total: int | None = None) -> float:
-    """Bad samples among those seen that keep to the limit. A part of the data may have three deviations more."""
+    """How many of the samples seen may be bad: three standard deviations more where they are a part of the data."""
     wanted = limit * seen
     return wanted + 3 * math.sqrt(wanted) if total is not None and seen < total else wanted

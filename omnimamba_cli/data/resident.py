@@ -1,4 +1,4 @@
-"""Pictures that are read once and stay on the device that trains on them: reading files is slower than training."""
+"""Pictures that are read once and stay in the GPU's memory, because reading files each time is slower than training."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +24,7 @@ def fits(pictures: Pictures, device: torch.device) -> bool:
 
 
 class ResidentPictures:
-    """All pictures (n 3 s s) uint8 on a device, and the same batches that reading them each time would give."""
+    """All pictures (n 3 s s) uint8 on a device. Gives the same batches as reading the files each time."""
 
     def __init__(self, pictures: Pictures, device: torch.device, *, workers: int = 0) -> None:
         n, s = len(pictures), pictures.size
@@ -48,10 +48,7 @@ class ResidentPictures:
 
     def batches(self, order: Order, split: Split, step: int) -> Iterator[PictureBatch]:
         """Micro-batches from a step on, without end."""
-        while True:
-            for part in range(split.parts):
-                yield self._batch(order.indices(split.positions(step, part)))
-            step += 1
+        return (self._batch(order.indices(positions)) for positions in split.from_step(step))
 
     def _batch(self, indices: np.ndarray) -> PictureBatch:
         bad = [self.bad[i] for i in indices.tolist() if i in self.bad] if self.bad else []
@@ -63,7 +60,7 @@ class ResidentPictures:
 
 
 def _keep_places(items: Sequence[Tensor | Bad]) -> tuple[Tensor, dict[int, Bad]]:
-    """Pictures in their places, zeros where one is bad, and what is wrong with it."""
+    """Collate: all pictures, zeros in place of a bad one, and by place what is wrong with the bad ones."""
     bad = {place: item for place, item in enumerate(items) if isinstance(item, Bad)}
     good = next((item for item in items if isinstance(item, Tensor)), torch.zeros(3, 1, 1, dtype=torch.uint8))
     return torch.stack([torch.zeros_like(good) if isinstance(item, Bad) else item for item in items]), bad

@@ -1,7 +1,7 @@
-"""Samples as they lie in data files, and the data set that makes training items of them, one by one, when asked.
+"""Samples as they stand in data files (Raw), and the data set that makes training items of them on demand (Samples).
 
-A sample that turns out bad is replaced by another one, drawn by the position in the run alone: the batch keeps its
-size, and a resumed run, another number of workers or of processes gets the same batch.
+A sample that turns out bad is replaced by another one, drawn at random by the position in the run alone: the batch
+keeps its size, and stays the same in a resumed run and for any number of workers and processes.
 """
 
 import json
@@ -17,19 +17,20 @@ from PIL import Image
 
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.files import DataFile
-from omnimamba_cli.data.images import image_size, load_image
+from omnimamba_cli.data.reading import image_size, load_image
 from omnimamba_cli.data.records import Record, captions_of, image_of, labels_of, read_records, root_of, turns_of
 from omnimamba_cli.data.rejects import Bad, Rejects
 from omnimamba_cli.data.sequences import Turn
 from omnimamba_cli.errors import InputError
 
-TRIES = 10  # samples that are looked at before a row of a batch is given up; 1: none is replaced
-REPLACING = 16  # the first stream of `draws` that replacements use
+TRIES = 10  # samples that are tried before a row of a batch is given up; 1: none is replaced
+# streams of `draws`, one for each thing that is drawn, so that they are independent; replacements use 16, 17, ...
+CAPTION, DROPOUT, ANSWER, REPLACEMENT = 0, 1, 2, 16
 
 
 @dataclass(frozen=True)
 class Raw:
-    """A sample as it was found: where, its picture (a path, a file's bytes, or none), and turns or captions."""
+    """A sample as it was read: its name, its picture (a path, a file's bytes, or none), and turns or captions."""
 
     name: str
     picture: Path | bytes | None
@@ -56,7 +57,7 @@ class Made(Protocol):
 
 
 class Maker(Protocol):
-    """Makes a training item of a sample at a position of the run; what is drawn at random depends on that alone.
+    """Makes a training item of a sample at a position of the run; random choices depend on the position alone.
 
     Raises InputError (DataError) with the reason where the sample cannot be used.
     """
@@ -78,7 +79,7 @@ def make(maker: Maker, raw: Raw, position: int) -> Any:  # Any: Made | Bad
 
 
 def problem(maker: Maker, raw: Raw) -> Bad | None:
-    """What shows without decoding: a picture that is not there or is none, words that leave nothing to learn."""
+    """What is wrong with a sample, as far as it shows without decoding its picture; None for a good one."""
     try:
         maker.check(raw)
         if raw.picture is not None:
@@ -89,7 +90,7 @@ def problem(maker: Maker, raw: Raw) -> Bad | None:
 
 
 class Samples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
-    """The samples of files and folders. Their words are in memory, in one block that worker processes share."""
+    """The samples of files and folders. Their text is in memory, in one block that worker processes share."""
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class Samples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
         return ((i, i) for i in range(start, end))
 
     def __getitem__(self, key: tuple[int, int]) -> Any:  # Any: Made | Bad
-        """The item of (position in the run, index), or another one for a bad one."""
+        """The item of (position in the run, index); in place of a bad one, another one."""
         position, index = key
         bad: list[Bad] = []
         for attempt in range(self.tries):
@@ -151,14 +152,14 @@ class Samples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
                 item.instead_of = tuple(bad)
                 return item
             bad.append(item)
-            index = int(draws(self.seed, np.array([position]), REPLACING + attempt)[0] * len(self))
+            index = int(draws(self.seed, np.array([position]), REPLACEMENT + attempt)[0] * len(self))
         return Bad(bad[0].name, bad[0].reason, also=tuple(bad[1:]))
 
 
 def words_of(record: Record, shown: bool) -> dict[str, Any]:  # Any: lists of strings, or of pairs of them
-    """A record's words under short names: turns "t" or captions "c"; `shown`: it has a picture.
+    """A record's text under short names: turns "t" or captions "c". `shown`: it has a picture.
 
-    Raises ValueError where there are none, or captions of nothing.
+    Raises ValueError where there is none, or captions without a picture.
     """
     if "conversations" in record:
         return {"t": turns_of(record)}
@@ -169,7 +170,7 @@ def words_of(record: Record, shown: bool) -> dict[str, Any]:  # Any: lists of st
 
 
 class Blob:
-    """Many byte strings end to end in one array, which worker processes share; a million Python objects they copy."""
+    """Many byte strings end to end in one array, which worker processes share: Python objects they would copy."""
 
     def __init__(self, items: Iterable[bytes]) -> None:
         data, offsets = bytearray(), array("q", [0])

@@ -1,4 +1,4 @@
-"""The order of tokens: the one place that says what stands before, between and after.
+"""The order of tokens in a sequence: the one place that says what stands before, between and after.
 
 mmu: [mmu][soi]{patches}[eoi][sot]{text}; t2i: [t2i][sot]{caption, left-padded}[eot][soi]{codes}[eoi].
 """
@@ -25,12 +25,12 @@ def mmu_middle(config: ModelConfig) -> list[int]:
 
 
 def plain_lead(config: ModelConfig) -> list[int]:
-    """Ids before the text of a sample without a picture: the same words around nothing."""
+    """Ids before the text of a sample without a picture: [mmu][sot]."""
     return [mmu_prefix(config)[0], mmu_middle(config)[-1]]
 
 
 def mmu_length(config: ModelConfig, text_tokens: int) -> int:
-    """Tokens of a picture and so many of text."""
+    """Tokens of a whole mmu sequence with so many tokens of text."""
     return len(mmu_prefix(config)) + config.patches + len(mmu_middle(config)) + text_tokens
 
 
@@ -46,7 +46,7 @@ def t2i_prefix(config: ModelConfig, caption_ids: Sequence[int]) -> list[int]:
 
 
 def question_ids(tokenizer: TextTokenizer, prompt: str, question: str) -> list[int]:
-    """A question in its template, as ids."""
+    """The ids of a question put into a template."""
     # replace, not format: a question may contain braces
     return tokenizer.encode(prompt.replace("{question}", question))
 
@@ -57,8 +57,8 @@ def conversation(
     """Training ids of a conversation and which of them are targets (the answers and their ends).
 
     `In: {question}\\nOut: {answer}<|endoftext|>`, turns joined by a line break; with questions=False only
-    `{answer}<|endoftext|>`. Cut to max_text_tokens: a turn that does not fit whole is left out, but the first,
-    which is cut, so that a conversation never is without a target unless its first question alone fills it.
+    `{answer}<|endoftext|>`. At most max_text_tokens: a turn that does not fit whole is left out with all after it, but
+    the first one is cut, so that there is a target unless the first question alone fills the room.
     """
     ids: list[int] = []
     targets: list[bool] = []

@@ -1,10 +1,10 @@
 """WebDataset shards: tar files of samples (KEY.jpg with KEY.txt or KEY.json), read from end to end as they come.
 
-Row i of a step's B rows reads from lane i * LANES // B; a lane goes through its share of the shards, in an order drawn
-anew each epoch, and mixes BLOCK samples at a time. So the order is a function of seed and step, whatever the number of
-workers and processes; a process opens the shards of its own lanes alone; and a resumed run opens the shard that its
-step stands in and reads past the samples before it. For that the number of samples of each shard must be known: those
-of local files are counted when they are opened, those of others stand in a list (`omnimamba data index`).
+The rows of a step are divided among lanes: row i of B reads from lane i * LANES // B. A lane goes through its own share
+of the shards, in a new order each epoch, and shuffles BLOCK samples at a time. So the order is a function of seed and
+step, whatever the number of workers and processes; a process opens only the shards of its own lanes; and a resumed run
+opens the shard that its step is in and reads past the samples before it. For that, the samples of each shard must be
+counted: local files when they are opened, remote ones beforehand, into a list (`omnimamba data index`).
 """
 
 import re
@@ -50,7 +50,7 @@ def is_shards(path: Path | str) -> bool:
 
 
 def find_shards(path: Path | str, rejects: Rejects) -> list[Shard]:
-    """The shards that an argument names, counted. Raises InputError where one is not there, DataError for a list."""
+    """The shards that an argument names, counted. Raises InputError for a missing file, DataError for a bad list."""
     text = str(path)
     if text.endswith(LIST):
         return _listed(Path(text))
@@ -71,7 +71,7 @@ def expanded(text: str) -> list[str]:
 
 
 def is_remote(url: str) -> bool:
-    """Whether a shard is read through a program or a protocol."""
+    """Whether a shard is read over the network or from a program (pipe:)."""
     return url.startswith("pipe:") or "://" in url
 
 
@@ -108,7 +108,7 @@ def _line(path: Path, number: int, line: str) -> Shard:
 
 
 def count_local(path: Path, rejects: Rejects) -> int:
-    """Samples of a local tar file, by its headers. One that is cut off counts what is whole, and is a bad sample."""
+    """Number of samples in a local tar file, by its headers. A cut-off one is a reject, but its whole samples count."""
     names: list[str] = []
     try:
         with tarfile.open(path) as file:
@@ -124,12 +124,12 @@ def count_local(path: Path, rejects: Rejects) -> int:
 
 
 def count(url: str) -> int:
-    """Samples of any shard, by reading it whole."""
+    """Number of samples in any shard, by reading all of it."""
     return sum(1 for _ in samples_of(url))
 
 
 def _grouped(files: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Members of a tar file to samples, by the library's rules."""
+    """Tar members grouped into samples, by webdataset's rules."""
     kept = (f for f in files if not META.match(f["fname"]))
     found: Iterator[dict[str, Any]] = _library().tariterators.group_by_keys(kept)
     return found
@@ -144,7 +144,7 @@ def _promised(shard: Shard, found: int) -> DataError:
 
 
 def samples_of(url: str) -> Iterator[Raw | Bad]:
-    """A shard's samples in order, undecoded. Raises InputError where it cannot be read, after those before that."""
+    """A shard's samples in order, undecoded. Raises InputError at the place from which it cannot be read."""
     errors: list[Exception] = []
 
     def stop(error: Exception) -> bool:
@@ -182,7 +182,7 @@ def _record(fields: dict[str, Any]) -> Record:
 
 
 class ShardSamples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
-    """Makes items of what ShardSampler has read; a bad one is left out of its batch."""
+    """Makes training items of the samples that ShardSampler has read. A bad one is left out of its batch."""
 
     def __init__(self, paths: Sequence[Path], maker: Maker, *, limit: float = BAD_SHARE) -> None:
         self.maker = maker
@@ -200,7 +200,7 @@ class ShardSamples(torch.utils.data.Dataset[Any]):  # Any: Made | Bad
         return (raw for _, raw in self.in_order(0, len(self)))
 
     def in_order(self, start: int, end: int) -> Iterator[tuple[int, Raw | Bad]]:
-        """Keys of the samples start to end as they lie in the shards, which are read for it."""
+        """Keys of the samples start to end, in the shards' order; reads the shards to make them."""
         at = 0
         for shard in self.shards:
             first, last = max(start - at, 0), min(end - at, shard.samples)
@@ -229,25 +229,23 @@ class ShardSampler(torch.utils.data.Sampler[list[tuple[int, Raw | Bad]]]):
         self.lanes = min(LANES, len(self.shards), split.rows)
 
     def __iter__(self) -> Iterator[list[tuple[int, Raw | Bad]]]:
-        rows, step = self.split.rows, self.step
+        rows = self.split.rows
         opened: dict[int, Lane] = {}
-        while True:
-            for part in range(self.split.parts):
-                batch = []
-                for position in self.split.positions(step, part).tolist():
-                    row = position - step * rows
-                    number = row * self.lanes // rows
-                    # rows of lane n are first to last
-                    first, last = (-(-rows * n // self.lanes) for n in (number, number + 1))
-                    if number not in opened:
-                        opened[number] = Lane(self.shards, number, self.lanes, self.seed)
-                    batch.append((position, opened[number].sample(step * (last - first) + row - first)))
-                yield batch
-            step += 1
+        for positions in self.split.from_step(self.step):
+            batch = []
+            for position in positions.tolist():
+                step, row = divmod(position, rows)
+                number = row * self.lanes // rows
+                # rows of lane n are first to last
+                first, last = (-(-rows * n // self.lanes) for n in (number, number + 1))
+                if number not in opened:
+                    opened[number] = Lane(self.shards, number, self.lanes, self.seed)
+                batch.append((position, opened[number].sample(step * (last - first) + row - first)))
+            yield batch
 
 
 class Lane:
-    """An endless row of samples: every lanes-th shard of each epoch's order, mixed by blocks. Asked in rising order."""
+    """An endless row of samples: every lanes-th shard of an epoch's order, shuffled in blocks. Ask in rising order."""
 
     def __init__(self, shards: Sequence[Shard], number: int, lanes: int, seed: int) -> None:
         self.shards, self.number, self.lanes, self.seed = shards, number, lanes, seed
@@ -256,7 +254,7 @@ class Lane:
         self.place: tuple[int, int, int] | None = None  # epoch, shard and block in memory
         self.block: list[Raw | Bad] = []
         self.stream: Iterator[Raw | Bad] = iter(())
-        self.streams_at = (-1, -1, -1)  # the block that the stream is in front of
+        self.streams_at = (-1, -1, -1)  # the block that the stream gives next: epoch, shard, block
 
     def _mine(self, epoch: int) -> list[int]:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))

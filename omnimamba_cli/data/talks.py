@@ -1,4 +1,4 @@
-"""Items of the mmu task: a picture, or none, and the text that is said about it."""
+"""Items of the mmu task: a picture (or none) and the conversation about it as ids and targets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from omnimamba_cli.config import BAD_SHARE, ModelConfig
 from omnimamba_cli.data.images import tower_pixels
 from omnimamba_cli.data.rejects import Bad
-from omnimamba_cli.data.samples import Raw, Samples, chosen
+from omnimamba_cli.data.samples import ANSWER, Raw, Samples, chosen
 from omnimamba_cli.data.sequences import Turn, conversation
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.errors import DataError
@@ -17,7 +17,7 @@ from omnimamba_cli.errors import DataError
 
 @dataclass
 class Talk:
-    """uint8 pixels (3 s s) or None, text ids, which of them are targets."""
+    """uint8 pixels (3 s s) or None; text ids; which of them are targets."""
 
     pixels: Tensor | None
     ids: list[int]
@@ -26,17 +26,17 @@ class Talk:
 
 
 class TalkMaker:
-    """Conversations and captions to Talks; a caption answers the model's own question."""
+    """Makes Talks of conversations and captions; a caption becomes the answer to the model's own question."""
 
     def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, *, questions: bool, seed: int = 0) -> None:
         self.config, self.tokenizer, self.questions, self.seed = config, tokenizer, questions, seed
 
     def turns(self, raw: Raw, position: int) -> list[Turn]:
-        """What is trained on at this position."""
+        """The questions and answers that are trained on at this position."""
         if raw.turns is None:
-            caption = chosen(self.seed, position, 2, raw.captions or [""])
+            caption = chosen(self.seed, position, ANSWER, raw.captions or [""])
             return [(self.config.default_question, caption)]
-        # without questions it is the paper's first stage: a caption, no question
+        # without questions, as in the paper's stage 1, the first answer alone
         return raw.turns if self.questions else raw.turns[:1]
 
     def words(self, raw: Raw, position: int) -> tuple[list[int], list[bool]]:

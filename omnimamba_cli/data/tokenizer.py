@@ -56,7 +56,7 @@ class TextTokenizer:
 
 
 def _whole(text: str) -> str:
-    """A text without lone surrogates, which no encoder takes (arguments that are no UTF-8 have them)."""
+    """The text with U+FFFD for lone surrogates, which no encoder takes (arguments that are no UTF-8 have them)."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -81,7 +81,7 @@ class TextStream:
         return now[len(before) :]
 
     def finish(self) -> str:
-        """What is left, complete or not."""
+        """The text that is left, complete or not."""
         before = self._tokenizer.decode(self._ids[self._context : self._settled])
         now = self._tokenizer.decode(self._ids[self._context :])
         self._context = self._settled = len(self._ids)
@@ -89,12 +89,12 @@ class TextStream:
 
 
 def save(tokenizer: Tokenizer, path: Path) -> None:
-    """Write a tokenizer.json, the bytes that the library writes. Its own method hides OSErrors in a bare Exception."""
+    """Write a tokenizer.json. (The library's own method hides an OSError in a bare Exception.)"""
     path.write_bytes(tokenizer.to_str(pretty=True).encode())
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most vocab_size ids; id 0 is end-of-text. Any text of any language has ids."""
+    """A byte-level BPE of at most vocab_size ids; id 0 is end-of-text. It can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""One process at a time at an output: two would mix what they write. The system holds it, so a killed one lets go."""
+"""One process at a time writes an output: two would mix their lines. A file lock, which a killed process releases."""
 
 import errno
 import sys
@@ -21,7 +21,7 @@ def alone(lock: Path, output: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{output} cannot be written: {file_reason(error)}") from None
     with file:
-        if not _taken(file):
+        if not _acquired(file):
             raise InputError(f"another process is writing {output}", hint="wait for it, or stop it and run this again")
         try:
             yield
@@ -29,14 +29,14 @@ def alone(lock: Path, output: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _taken(file: TextIO) -> bool:
-    """Whether the file is this process's now. Where there are no such locks (some disks, Windows) it always is."""
+def _acquired(file: TextIO) -> bool:
+    """Whether this process now has the lock. Always true where there are no such locks (some disks, Windows)."""
     if sys.platform == "win32":
         return True
     import fcntl
 
     try:
-        # flock would be inherited by processes that read data, which outlive a killed run by seconds
+        # not flock: worker processes would inherit it, and they outlive a killed run by seconds
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN)

@@ -1,4 +1,4 @@
-"""What every answer has in common: the question as ids, the room behind it, and tokens gathered into text."""
+"""What Session and Seen share: a question as ids, how many tokens may follow it, and tokens gathered into text."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,13 +9,16 @@ from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine.events import CaptionResult, FinishReason, TextEvent
 from omnimamba_cli.errors import InputError
 
-Steps = Iterator[list[tuple[int, int]]]  # of (row, token), see decode.decode_text
+Steps = Iterator[list[tuple[int, int]]]  # each step's (row, token) pairs, see decode.decode_text
 
 
 def question_ids(
     config: ModelConfig, tokenizer: TextTokenizer, question: str | None, template: str | None, *, used: int
 ) -> list[int]:
-    """A question, or the model's own, in its template, after `used` positions. Raises InputError if it is too long."""
+    """The ids of a question (by default the model's own) in its template. `used`: positions before it.
+
+    Raises InputError if it is too long.
+    """
     text = question if question and question.strip() else config.default_question
     ids = sequences.question_ids(tokenizer, template or config.prompt, text)
     room = config.mmu_positions - used
@@ -29,7 +32,7 @@ def question_ids(
 
 
 def most_steps(config: ModelConfig, sampling: SamplingConfig, *, used: int) -> int:
-    """Tokens that may be written after `used` positions. Raises InputError where more were asked for than fit."""
+    """How many tokens may be written after `used` positions. Raises InputError where the user asked for more."""
     # the last token is written, never read
     room = config.mmu_positions - used + 1
     if sampling.max_new_tokens > room and sampling.max_new_tokens != config.caption_sampling.max_new_tokens:
@@ -49,9 +52,9 @@ def gather(
     *,
     batch_size: int | None = None,
 ) -> list[CaptionResult]:
-    """An answer to each question; `decode` is called with the numbers of those that share a batch.
+    """An answer to each question. `decode` gets the indices of the questions of one batch.
 
-    Only questions of one length do: padding would change the answers.
+    A batch has questions of one length alone: padding would change the answers.
     """
     results: dict[int, CaptionResult] = {}
     for length in sorted({len(ids) for ids in asked}):

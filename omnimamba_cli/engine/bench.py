@@ -1,6 +1,6 @@
-"""A benchmark from one end to the other: this program's model, its opponents, the floor, the paper's claims.
+"""A whole benchmark: this program's model, its opponents, the floor, the paper's claims.
 
-Yields events and prints nothing. Out of memory is a row.
+Yields events and prints nothing. Running out of memory becomes a row.
 """
 
 import gc
@@ -26,7 +26,7 @@ from omnimamba_cli.engine.runtime import parameter_count, pick_device
 from omnimamba_cli.errors import memory_reason
 from omnimamba_cli.model.quantized import Quantization
 
-QUESTION = 27  # tokens: with a picture's patches and four marks, the prefix is 760 for the published model
+QUESTION = 27  # tokens; with 729 patches and four special tokens the published model's prefix is 760
 EXTRA = 2_048  # positions past a length: the prefix, and steps timed at its end
 FLOOR = "transformer-floor"
 LENGTHS: dict[TaskName, tuple[int, ...]] = {"text": (1_000, 16_000), "prefill": (760, 16_000), "train": (512,)}
@@ -45,15 +45,19 @@ class BenchConfig:
     dtype: str = "auto"
     quantize: Quantization | None = None  # our own model's weights, in one byte each
     full: bool = False
-    budget_s: float | None = None  # for everything; None: 100 s on a CPU, 600 s elsewhere
-    rows_mmu: int | None = None  # of the task stage2; None: the paper's for one GPU, on a CPU few
+    budget_s: float | None = None  # for everything; None: see seconds_for
+    rows_mmu: int | None = None  # stage2 alone; None: the paper's for one GPU, on a CPU few
     rows_t2i: int | None = None
     checkpoint_activations: bool = False
+
+    def seconds_for(self, device: torch.device) -> float:
+        """The time for everything: budget_s, or 100 s on a CPU and 600 s elsewhere."""
+        return self.budget_s or (100.0 if device.type == "cpu" else 600.0)
 
 
 @dataclass(frozen=True)
 class Begun:
-    """The machine was measured; `cells` rows are to come."""
+    """The machine has been measured; `cells` rows will follow."""
 
     machine: Machine
     model: str
@@ -87,7 +91,7 @@ class Clock:
 
 
 def run(config: BenchConfig) -> Iterator[Event]:
-    """Measures everything and yields rows as they are done, at last the verdicts on the paper's claims.
+    """Measures everything and yields rows as they are done, then the verdicts on the paper's claims.
 
     Raises UsageError for an unknown baseline, and what Session raises for a model, device or dtype.
     """
@@ -100,11 +104,10 @@ def run(config: BenchConfig) -> Iterator[Event]:
     loaded = load_ours(name, config.device, config.dtype, config.task, max(lengths) + EXTRA, config.quantize)
     built_s = time.perf_counter() - start
     names = [n for n in chosen(config.baselines, loaded.config) if _can(n, config, loaded.config)]
-    on_cpu = loaded.device.type == "cpu"
     machine = measure_machine(loaded.device, loaded.dtype)
-    clock = Clock(config.budget_s or (100.0 if on_cpu else 600.0), len(lengths) * (1 + len(names)))
+    clock = Clock(config.seconds_for(loaded.device), len(lengths) * (1 + len(names)))
     yield Begun(machine, name, clock.cells)
-    if config.model is None and on_cpu:
+    if config.model is None and loaded.device.type == "cpu":
         yield Note("without a GPU the small model is measured; --model 1.3b takes minutes and 8 GB")
     runner = Runner(config, machine, loaded.config, lengths, clock)
     model, place, kind = loaded.config, loaded.device, loaded.dtype
@@ -127,7 +130,7 @@ def run(config: BenchConfig) -> Iterator[Event]:
 
 
 def stage2(config: BenchConfig, name: str) -> Iterator[Event]:
-    """The paper's stage-2 step as one row; out of memory is one, too."""
+    """The paper's stage-2 step as one row, also where memory runs out."""
     device, _ = pick_device(config.device)
     bench = Stage2Bench(
         model=name,
@@ -136,7 +139,7 @@ def stage2(config: BenchConfig, name: str) -> Iterator[Event]:
         rows_mmu=config.rows_mmu,
         rows_t2i=config.rows_t2i,
         checkpoint_activations=config.checkpoint_activations,
-        budget_s=config.budget_s or (100.0 if device.type == "cpu" else 600.0),
+        budget_s=config.seconds_for(device),
     )
     machine, step = prepared(bench)
     yield Begun(machine, name, 1)
@@ -165,7 +168,7 @@ def _can(name: str, config: BenchConfig, model: ModelConfig) -> bool:
 
 @dataclass
 class Runner:
-    """Goes through the lengths of one system after the other."""
+    """Measures systems, each at all lengths."""
 
     config: BenchConfig
     machine: Machine
@@ -174,7 +177,7 @@ class Runner:
     clock: Clock
 
     def rows(self, name: str, who: Opponent | None, build: Callable[[], System], built_s: float) -> Iterator[Row]:
-        """A row for every length, whatever happens; the system is gone afterwards. `who` None is our own model."""
+        """A row for every length, whatever happens; the system is freed afterwards. `who` None is our own model."""
         start = time.perf_counter()
         system, failure = None, self._too_large(who)
         try:
@@ -237,7 +240,7 @@ class Runner:
 
 
 def prefix_of(model: ModelConfig) -> int:
-    """Tokens before the text: a picture's patches, four marks and a question of usual length."""
+    """Tokens before the text: a picture's patches, four special tokens and a question of usual length."""
     return model.patches + 4 + QUESTION
 
 
@@ -246,7 +249,7 @@ def _lacks(needed: int, free: int) -> str:
 
 
 def memory_failure(error: Exception) -> str:
-    """What a row says of memory that ran out. Raises any other error again."""
+    """The error of a row for which memory ran out. Raises any other error again."""
     reason = memory_reason(error)
     if reason is None:
         raise error
@@ -254,7 +257,7 @@ def memory_failure(error: Exception) -> str:
 
 
 def release(device: torch.device) -> None:
-    """Gives back what is no longer used."""
+    """Free memory that is no longer used."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -263,7 +266,7 @@ def release(device: torch.device) -> None:
 def transformer_floor(
     config: BenchConfig, machine: Machine, model: ModelConfig, dtype: torch.dtype, length: int
 ) -> Row:
-    """What no cached Transformer of this size can pass: weights and cache, once a step, at the measured read rate."""
+    """The least time of a cached Transformer of this size: reading weights and cache once a step, at the read rate."""
     large = parameter_count(model) > LARGE
     size = LLAMA_1B3 if large else matched(model)
     who = "JanusFlow's LLaMA-1.3B" if large else "a Transformer of this model's width and weights"

@@ -47,7 +47,7 @@ CLAIMS = (
     Claim("memory", 0.63, "show-o", 23_000),
     Claim("speed", 10.2, "janusflow", 100_000),
     Claim("memory", 0.404, "janusflow", 100_000),
-    Claim("images", 5.68 / 0.81, "show-o", batch=16),
+    Claim("images", 5.68 / 0.81, "show-o", batch=16),  # images/s, the paper's own over the other's
     Claim("images", 5.68 / 1.02, "janusflow", batch=16),
 )
 
@@ -61,12 +61,12 @@ class Verdict:
 
     @property
     def holds(self) -> list[str]:
-        """The opponents under which the claim is reached."""
+        """The opponents against which the claim is reached."""
         return [name for name, value in self.measured.items() if value >= self.claim.value]
 
     @property
     def fails(self) -> list[str]:
-        """The others."""
+        """The opponents against which it is not."""
         return [name for name in self.measured if name not in self.holds]
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
@@ -99,10 +99,10 @@ class Verdict:
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """The claims that these rows can speak to: our own system and at least one opponent at the claim's length."""
+    """Verdicts on the claims for which there are rows: our system and at least one opponent at the claim's length."""
     found = []
     for claim in CLAIMS:
-        alike = [row for row in rows if row.error is None and row.method != "computed" and _speaks_to(row, claim)]
+        alike = [row for row in rows if row.error is None and row.method != "computed" and _belongs_to(row, claim)]
         own = next((row for row in alike if not row.opponent), None)
         measured = {row.system: _ratio(claim, own, row) for row in alike if row.opponent and own is not None}
         known = {name: value for name, value in measured.items() if value is not None}
@@ -111,7 +111,8 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     return found
 
 
-def _speaks_to(row: Row, claim: Claim) -> bool:
+def _belongs_to(row: Row, claim: Claim) -> bool:
+    """Whether a row was measured under the conditions of a claim."""
     if claim.measure == "images":
         return row.task == "image" and row.batch == claim.batch
     length = claim.length or 0

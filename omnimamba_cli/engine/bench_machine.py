@@ -116,7 +116,7 @@ def _cpu_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that decides the speed."""
+    """Versions of everything that decides the speed, by name."""
     found = {"omnimamba": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -135,7 +135,7 @@ class MemoryMeter:
         self.device = device
 
     def reset(self) -> None:
-        """Forgets earlier peaks."""
+        """Forget earlier peaks."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)

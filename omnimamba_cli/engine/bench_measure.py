@@ -14,9 +14,8 @@ from omnimamba_cli.engine.bench_timing import Sample, Timing, integrate, sample_
 from omnimamba_cli.engine.bench_transformers import TransformerSystem
 from omnimamba_cli.train.optimiser import adamw
 
-FULL_SAMPLES = 32  # positions that a run of every token reports
-
-PATIENCE_S = 10.0  # a piece of work that cannot be stopped is begun if it takes no longer, whatever the budget
+FULL_SAMPLES = 32  # positions that are reported when every token is generated
+PATIENCE_S = 10.0  # work that cannot be interrupted is begun if it takes no longer than this, whatever the budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +60,12 @@ def blank(system: System, cell: Cell, method: Method) -> partial[Row]:
 
 
 def reading_s(system: System, cell: Cell, length: int | None = None) -> float:
-    """About what reading a prefix takes, by its operations; nothing can stop it once it runs."""
+    """About how long reading a prefix takes, by its operations. It cannot be interrupted."""
     return system.flops(length or cell.prefix) / cell.machine.flops_per_s
 
 
 def skipped(system: System, cell: Cell, length: int) -> Row:
-    """The row of what would take longer than there is time for."""
+    """The row of a cell for which there is not enough time."""
     needed = reading_s(system, cell, length)
     why = f"no time: reading {length:,} tokens takes about {needed:.0f} s, {cell.budget_s:.0f} s were left for it"
     return blank(system, cell, "failed")(error=why)
@@ -125,7 +124,7 @@ def _text(system: System, cell: Cell) -> Row:
 
 
 def _sample(system: System, position: int, meter: MemoryMeter, budget_s: float) -> Sample:
-    """Steps at one position; getting there (a prefix, a cache to fill, a graph to record) is no part of it."""
+    """Time steps at one position. Getting there (reading a prefix, filling a cache, recording) does not count."""
     start = time.perf_counter()
     steps = system.steps(position)
     next(steps)

@@ -30,7 +30,7 @@ class Row:
     task: TaskName
     system: str
     opponent: bool
-    what: str  # is measured, exactly
+    what: str  # exactly what is measured, in words
     machine: Machine
     dtype: torch.dtype
     batch: int
@@ -44,8 +44,8 @@ class Row:
     samples: tuple[Sample, ...] = ()
     tokens: int = 0  # in total_s without the prefix, all rows
     pictures: int = 0
-    floor_s: float | None = None  # of the work in total_s less the prefix: what bytes and operations allow
-    work_s: float | None = None  # the time that compares with the floor
+    floor_s: float | None = None  # least time for the steps that bytes and operations allow
+    work_s: float | None = None  # measured time of the same steps, to compare with the floor
     mfu: float | None = None  # share of the hardware's operations that the model itself needs
     weight_bytes: int = 0  # that a step reads
     context_bytes: int = 0  # state or cache that the last step moves
@@ -58,17 +58,17 @@ class Row:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Of all rows together."""
+        """Tokens a second, of all rows together."""
         return self.tokens / self.work_s if self.work_s and self.tokens else None
 
     @property
     def pictures_per_s(self) -> float | None:
-        """Of all rows together."""
+        """Pictures a second, of all rows together."""
         return self.pictures / self.total_s if self.pictures and self.total_s else None
 
     @property
     def floor_fraction(self) -> float | None:
-        """1.0 is what the measured ceilings allow; less is further away."""
+        """floor_s / work_s: 1.0 is as fast as the measured ceilings allow."""
         return self.floor_s / self.work_s if self.floor_s and self.work_s else None
 
     def to_dict(self) -> Facts:

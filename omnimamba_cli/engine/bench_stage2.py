@@ -1,6 +1,6 @@
-"""The paper's stage-2 step, measured: both tasks, image encoders included, by the loop that trains.
+"""Measures the paper's stage-2 step: both tasks with the image encoders, by the training loop itself.
 
-Random data of full length: every picture row has the longest text, every drawing all of its codes.
+The data are random and of full length: every picture has the longest text, every drawing all of its codes.
 """
 
 import shlex
@@ -35,8 +35,8 @@ from omnimamba_cli.train.stages import freeze, recipe
 
 PAPER_ROWS: dict[Task, int] = {"mmu": 3, "t2i": 48}  # of one of the paper's eight GPUs
 CPU_ROWS: dict[Task, int] = {"mmu": 1, "t2i": 2}
-TOGETHER = 4  # steps: the loop waits for the device only where it reports
-# operations a second in 16 bits, dense, as the makers state them; the first name that fits
+TOGETHER = 4  # steps that are timed at once: the loop waits for the device only when it reports
+# dense 16-bit operations a second, as the makers state them; the first name that the device's name contains
 PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -157,7 +157,7 @@ class Stage2:
         )
 
     def what(self) -> str:
-        """In words."""
+        """What is measured, in words."""
         c = self.config
         t2i = f"{self.rows['t2i']} drawings of {c.t2i_prefix + c.vq.codes} tokens"
         mmu = f"{self.rows['mmu']} pictures with {c.max_text_tokens} tokens of text"
@@ -166,7 +166,7 @@ class Stage2:
         return "; ".join([said, *more, *(["random weights"] if self.random else [])])
 
     def in_less_memory(self) -> str | None:
-        """The command that measures the step in less memory; with half of the rows where it does so already."""
+        """The next command to try in less memory: with activations computed again, or else with half of the rows."""
         rows = self.rows
         if self.bench.checkpoint_activations:
             rows = {task: (number + 1) // 2 for task, number in rows.items()}
@@ -211,7 +211,7 @@ def batch_of(config: ModelConfig, rows: dict[Task, int], device: torch.device) -
 
 
 def step_flops(objective: Objective, batch: TaskBatches) -> float:
-    """Operations of the matrix products that a step needs: forward two a weight and token, with gradients six."""
+    """Operations of a step's matrix products: for each weight and token two forward, six with gradients."""
     model, config = objective.model, objective.model.config
     d = config.backbone.d_model
 
@@ -242,12 +242,12 @@ def named_weights(module: nn.Module) -> list[tuple[str, int]]:
 
 
 def tower_weights_per_picture(towers: VisionTowers, config: ModelConfig) -> float:
-    """Products of the encoders for one picture; of a convolutional one about, as if all ran at the patches' size."""
+    """Multiplications of the encoders for one picture; roughly for a convolutional one, as if all ran on patches."""
     return float(config.patches * sum(number for _, number in named_weights(towers)))
 
 
 def peak_of(machine: Machine) -> float | None:
-    """What the maker states for 16 bits; None for another number format, or a device that is not in the table."""
+    """The maker's 16-bit peak, operations a second; None for another number format or an unknown device."""
     if machine.dtype not in (torch.bfloat16, torch.float16):
         return None
     return next((peak for name, peak in PEAKS.items() if name in machine.name), None)

@@ -1,4 +1,4 @@
-"""What can be measured: the common face of all systems, and this program's own models behind it."""
+"""What can be measured: the interface of all systems, and its implementation for this program's own models."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +23,8 @@ from omnimamba_cli.ops import registry
 from omnimamba_cli.presets import PRESETS
 
 M = TypeVar("M", bound=nn.Module)
-NEEDED = {"train": ("model",), "image": ("vq",)}  # parts that a task reads as they are stored
-STEPS = 512  # that one run of `steps` gives at least
+NEEDED = {"train": ("model",), "image": ("vq",)}  # parts that a task reads from the directory as they are stored
+STEPS = 512  # least number of steps that `System.steps` gives
 
 
 class System(Protocol):
@@ -78,7 +78,7 @@ class System(Protocol):
 def random_module(
     build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype
 ) -> Any:  # Any: what it builds
-    """A module with random weights of a sensible size, made on the device in no time; A_log, dt_bias, D in float32."""
+    """A module with random weights of a sensible scale, made quickly on the device; A_log, dt_bias, D in float32."""
     with torch.device("meta"):
         module = build()
     for name, parameter in list(module.named_parameters()):
@@ -111,7 +111,7 @@ class Loaded:
 
     @property
     def name(self) -> str:
-        """Of its rows."""
+        """The name in its rows."""
         return f"{self.config.name} {self.narrow}" if self.narrow else self.config.name
 
 
@@ -144,10 +144,11 @@ def load_ours(
         parts = load_directory(directory, device=place, dtype=torch.float32, parts=NEEDED.get(task, ()))
         trained, vq = parts.model, parts.vq
         model = session.for_task(lora) if trained is None else trained
-    model.config = replace(config, text=replace(config.text, eos_id=config.text.special("lvg")))  # never drawn: no end
+    # as end-of-text a token that is never drawn, so that no answer ends early
+    model.config = replace(config, text=replace(config.text, eos_id=config.text.special("lvg")))
     if task != "image" and positions > config.mmu_positions:
         table = model.mmu_positions.detach()
-        # over and over: no published model has these positions; in memory for real, kernels read it by address
+        # repeated, since no model has these positions; a real copy, because kernels read it by address
         longer = table.repeat(-(-positions // len(table)), 1)[:positions].clone()
         model.mmu_positions = nn.Parameter(longer, requires_grad=task == "train")
         size = f"{longer.nbytes / (1 << 30):.2f} GiB of its memory"
@@ -220,7 +221,7 @@ class OmniMambaSystem:
         next(self.generate(prefix, STEPS))
 
     def steps(self, position: int) -> Iterator[object]:
-        """See System. A GPU reads so many tokens in no time; on a CPU the model is told that it has."""
+        """See System. A GPU really reads so many tokens; on a CPU the state only claims to, see standing_at."""
         if self.device.type == "cuda":
             yield from self.generate(max(1, position), STEPS)
             return
@@ -277,7 +278,7 @@ def random_ids(batch: int, length: int, vocab_size: int, device: torch.device) -
 
 @contextmanager
 def standing_at(model: OmniMamba, position: int) -> Iterator[None]:
-    """Meanwhile, the model's new states have already read `position` tokens: their size does not depend on it."""
+    """While the block runs, the model's new states claim to have read `position` tokens; their size does not change."""
     new_state = model.new_state
 
     def later(batch: int) -> Any:  # Any: an InferenceState

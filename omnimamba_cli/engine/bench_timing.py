@@ -1,4 +1,4 @@
-"""Time of steps at sampled positions, and of a whole sequence from them."""
+"""Timing steps at sampled positions, and the time of a whole sequence from these."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +24,12 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median of the repetitions, in seconds."""
         return median_and_spread(self.seconds)[0]
 
     @property
     def spread(self) -> float:
-        """Between the quartiles, seconds."""
+        """Distance between the quartiles, in seconds."""
         return median_and_spread(self.seconds)[1]
 
 
@@ -59,7 +59,7 @@ def integrate(positions: Sequence[int], seconds: Sequence[float], start: int, co
 
 
 def time_steps(steps: Iterator[object], device: torch.device, budget_s: float) -> Timing:
-    """Blocks of steps, timed from a waiting device to a waiting device; fewer and shorter ones when time is short.
+    """Time blocks of steps, with the device idle before and after each; fewer and shorter blocks when time is short.
 
     Takes MOST_STEPS * (BLOCKS + 1) steps at most. The first are warm-up, unless one alone takes the time there is.
     """
@@ -93,7 +93,7 @@ def _block(steps: Iterator[object], count: int, device: torch.device) -> float:
 
 
 def time_whole(work: Callable[[], object], device: torch.device, budget_s: float, *, together: int = 1) -> Timing:
-    """Repetitions of one piece of work; the first is warm-up, or all there is when it takes the time there is.
+    """Time repetitions of one piece of work; the first is warm-up, or the only one when it takes all the time.
 
     `together` of them are timed at once, where nothing waits for the device between two, as in a training loop.
     """

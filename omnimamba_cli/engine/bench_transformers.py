@@ -1,4 +1,4 @@
-"""Transformers behind the face that bench measures: without a cache, with a growing one, or in one CUDA graph."""
+"""Transformers as a bench_systems.System: without a cache, with a growing cache, or a fixed one in a CUDA graph."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ class TransformerSystem:
         return self.rows * (2.0 * length * c.layer_weights + 2.0 * c.n_layer * c.d_model * length**2)
 
     def memory_bytes(self, length: int) -> int:
-        """See System: weights and, with a cache, that."""
+        """See System: weights, and the cache where there is one."""
         c, size = self.config, self.dtype.itemsize
         return size * (c.weights + (self.rows * c.kv_values * length if self.opponent.cache != "none" else 0))
 
@@ -116,7 +116,7 @@ class TransformerSystem:
                 yield self._pass(ids, None if mask is None else grown(mask))
         token, place = self._ids(1), torch.tensor([position], device=self.device)
         if self.opponent.cache == "growing":
-            yield from self._growing_steps(token, place)
+            yield from self._growing_steps(token, place)  # without end
         room = self._room(position + 1)
         fill_random(room.kv, 1.0)
         step, _ = self._graphed(lambda: self._step(token, place, room, None), keys=position + 1, masked=False)
@@ -124,7 +124,7 @@ class TransformerSystem:
             yield step()
 
     def _step(self, token: Tensor, place: Tensor, cache: FixedCache | GrowingCache, mask: Tensor | None) -> None:
-        """From a token (rows 1) at a place (1) to the next one, written where the first stood."""
+        """Replace token (rows 1), which stands at place (1), by the next one."""
         token.copy_(self.net.logits(self.net(token, place, cache, mask)).argmax(-1))
 
     def _growing_steps(self, token: Tensor, place: Tensor) -> Iterator[object]:
@@ -150,7 +150,7 @@ class TransformerSystem:
         return graph.replay, self.attention
 
     def _fastest_attention(self, keys: int, masked: bool) -> tuple[AbstractContextManager[None], str]:
-        """The one of PyTorch's attentions that is quickest for one query and so many keys, by trying them."""
+        """PyTorch's fastest attention for one query and so many keys, found by timing all of them."""
         c = self.config
         q = torch.ones(self.rows, c.n_head, 1, c.head_dim, device=self.device, dtype=self.dtype)
         k = torch.ones(self.rows, c.n_kv_head, keys, c.head_dim, device=self.device, dtype=self.dtype)
@@ -225,7 +225,7 @@ class TransformerSystem:
             yield token
 
     def _bucket_step(self, token: Tensor, place: Tensor, cache: FixedCache, position: int) -> Callable[[], None]:
-        """A graph that steps on from any position within what the cache shows."""
+        """A step, one graph for all positions within the visible part of the cache."""
         every = torch.arange(cache.visible, device=self.device)
 
         def work() -> None:
@@ -234,7 +234,7 @@ class TransformerSystem:
 
         kept = token.clone()
         step, _ = self._graphed(work, keys=cache.visible, masked=True)
-        # trying it out has moved both
+        # recording has run the work, which moved both
         token.copy_(kept)
         place.fill_(position)
         return step
@@ -279,7 +279,7 @@ def grown(mask: Tensor) -> Tensor:
 
 
 def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """The work as a CUDA graph, after two trials beside it."""
+    """The work as a CUDA graph, after running it twice on another stream."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it so
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard, beside metrics.jsonl; the library is asked for only where it is wanted."""
+"""Metrics for TensorBoard, besides metrics.jsonl. The library is imported only for --tensorboard."""
 
 from pathlib import Path
 from typing import Any

@@ -37,7 +37,7 @@ def render(
 ) -> str:
     """The card of a directory with these parts; `notes` become paragraphs of their own.
 
-    With `front`, more lines of what the Hub reads, it is a card to share, whose notes say how to use the model.
+    `front` are more lines for the Hub's metadata: then it is a card to share, whose notes say how to use the model.
     """
     b = config.backbone
     sizes = (

@@ -1,4 +1,4 @@
-"""Model directories: read strictly, written whole or not at all.
+"""Model directories: checked strictly when read, written whole or not at all.
 
 A directory holds config.json, model.safetensors, vision.safetensors, vq.safetensors, tokenizer.json and README.md.
 Tensors are mapped from their files, and modules are built without initialising what is about to be replaced.
@@ -86,6 +86,7 @@ def is_model_directory(path: Path) -> bool:
 
 
 def part_path(directory: Path, file: str) -> Path:
+    """A file of a model directory. Raises CheckpointError that says what the model cannot do without it."""
     path = directory / file
     if not path.is_file():
         lack, source = NEEDED[file]
@@ -249,7 +250,7 @@ def part_sizes(directory: Path) -> dict[str, card.PartSize]:
 
 @contextmanager
 def whole_directory(path: Path, *, overwrite: bool = False, within: Path | None = None) -> Iterator[Path]:
-    """A temporary directory beside `path` (or `within` a folder of the same disk) that takes its name at a good end.
+    """A temporary directory beside `path` (or `within` a folder of the same disk), renamed to it if all goes well.
 
     Raises InputError where `path` exists and may not be replaced, or where nothing can be written.
     """
@@ -269,7 +270,7 @@ def whole_directory(path: Path, *, overwrite: bool = False, within: Path | None 
 
 
 def check_replaceable(path: Path, overwrite: bool) -> list[str]:
-    """The names of files in an existing directory that are not ours and must outlive its replacement.
+    """The names of files in an existing directory that are not ours: its replacement must keep them.
 
     Raises InputError where the path is something that may not be replaced.
     """

@@ -1,10 +1,10 @@
-"""One picture, many questions: it is looked at once, and what the model then knows is kept.
+"""One picture, many questions: the picture is read once, and the model's state after it is kept.
 
     seen = session.look("fox.png")
     seen.ask("what is here?")
     seen.ask("how many?")  # costs no image work
 
-What is kept has the same size for every picture: the state of a Mamba does not grow.
+The state has the same size for every picture: a Mamba's state does not grow.
 """
 
 from collections.abc import Generator, Sequence
@@ -16,7 +16,7 @@ import torch
 
 from omnimamba_cli.config import SamplingConfig
 from omnimamba_cli.data import sequences
-from omnimamba_cli.data.images import Source
+from omnimamba_cli.data.reading import Source
 from omnimamba_cli.engine import answering, decode, seen_file
 from omnimamba_cli.engine.events import CaptionResult, TextEvent
 from omnimamba_cli.engine.sampling import new_seed, seeds_of
@@ -30,14 +30,14 @@ BATCH = 8  # questions at once: each takes a copy of the state, 102 MB at 1.3B
 
 @dataclass(frozen=True)
 class Seen:
-    """A model's memory of a picture, and perhaps of questions about it. Asking does not change it.
+    """A model's state after a picture, and perhaps after questions about it. Asking does not change it.
 
     Made by `Session.look` and `Session.recall`. Every answer is that of `Session.caption` with the same arguments.
     """
 
     session: "Session"
     state: InferenceState  # of one row, never written to
-    turns: int = 0  # questions with answers that were read after the picture
+    turns: int = 0  # questions (with answers) that were read after the picture
 
     @classmethod
     @torch.inference_mode()
@@ -56,7 +56,7 @@ class Seen:
         return cls(session, state.to(session.device, session.dtype), turns)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write it down, in safetensors: the same model goes on from there. The picture itself is not in it.
+        """Write the state to a safetensors file, for Session.recall with the same model. The picture is not in it.
 
         Raises InputError for a file that exists, unless `overwrite`, or that cannot be written.
         """
@@ -113,9 +113,9 @@ class Seen:
 
     @torch.inference_mode()
     def after(self, question: str | None, answer: str, *, template: str | None = None) -> "Seen":
-        """What is known after one more question and its answer, in the form of a training conversation.
+        """The state after one more question and its answer, put as in a training conversation.
 
-        The next question then follows on them. Raises InputError where they are past the model's positions.
+        The next question then follows them. Raises InputError where they do not fit the model's positions.
         """
         session = self.session
         said = [*session.tokenizer.encode(f" {answer}"), session.config.text.eos_id]

@@ -1,6 +1,6 @@
-"""Published files into a model directory: recognised by content, streamed, accounted for tensor by tensor.
+"""Published files to a model directory: recognised by content, streamed, every tensor accounted for.
 
-Pickles are read here alone, with weights_only: their code is never run. Yields events, prints nothing.
+Pickles are read for this alone (sources.py), with weights_only: their code never runs. Yields events, prints nothing.
 """
 
 import dataclasses
@@ -145,7 +145,7 @@ def _kept_files(opened: Sequence[Source], dest: Path, force: bool) -> list[str]:
 
 
 def _base_config(opened: Sequence[Source], dest: Path, preset: str | None) -> ModelConfig:
-    """The configuration before the image tokenizer and the text tokenizer have had their say."""
+    """The configuration, before sizes are taken from the image tokenizer and the text tokenizer."""
     if preset is not None:
         return config_preset(preset)
     main = _one(opened, "published", "base")
@@ -171,7 +171,7 @@ def _plan(opened: Sequence[Source], config: ModelConfig, *, derived: bool) -> _P
 
 
 def _plan_tokenizer(plan: _Plan, source: Source | None, *, derived: bool) -> None:
-    """Check the number of ids; where the sizes come from shapes alone, it also tells where the special ids start."""
+    """Check the number of ids. Where sizes come from shapes alone, the tokenizer tells where the special ids start."""
     text = plan.config.text
     guessed = derived and text != TextConfig()  # an embedding of GPT-NeoX's size is GPT-NeoX's
     if source is None:

@@ -28,7 +28,7 @@ MOST_POINTS = 1000  # of a curve; more are no longer told apart
 
 
 def write(folder: Path) -> Path:
-    """Draw the run's metrics.jsonl as it stands; the path of what was drawn."""
+    """Draw the run's metrics.jsonl as it is now; returns the path of the drawing."""
     path = folder / "curves.svg"
     with partial(path) as temporary:
         temporary.write_text(svg(shapes(metrics.read(folder / "metrics.jsonl"))), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Looks at training data before anyone trains on them: what can be used, what cannot and why, how it becomes tokens.
+"""`data check`: which training samples can be used, which cannot and why, and how they become tokens.
 
-Every sample is read, every picture's head too; of the pictures a sample (or all) are decoded.
+Every sample is read, and every picture's header; a part of the pictures (or all) is decoded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ class Problem:
 
 @dataclass
 class FileReport:
-    """What one file, folder or set of shards holds."""
+    """The result for one file, folder or set of shards."""
 
     path: str
     kind: str = ""
@@ -69,7 +69,7 @@ class FileReport:
     tokens_most: int = 0
     problems: dict[Kind, Problem] = field(default_factory=dict)
     examples: list[Layout] = field(default_factory=list)
-    error: str | None = None  # it cannot be trained on
+    error: str | None = None  # why it cannot be trained on at all
     hint: str | None = None
 
     @property
@@ -78,7 +78,7 @@ class FileReport:
         return self.samples - self.usable
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
-        """For JSON lines, without the examples."""
+        """A JSON object, without the examples."""
         data = asdict(self)
         del data["examples"]
         for kind, problem in data["problems"].items():
@@ -88,7 +88,7 @@ class FileReport:
 
 
 def check_file(path: Path, settings: CheckSettings) -> Iterator[Progress | FileReport]:
-    """Progress, and at last the report; what cannot be read at all is its `error`."""
+    """Progress, and at the end the report; where nothing can be read, its `error` says why."""
     work = _Check(path, settings)
     try:
         yield from work.codes() if not is_shards(path) and holds_codes(path) else work.samples()
@@ -119,7 +119,7 @@ class _Check:
         self.ids.add(str(key))
 
     def done(self, rejects: Rejects) -> None:
-        """What reading itself left out, and whether what is left is enough."""
+        """Add what reading rejected, and decide whether enough is left to train on."""
         report = self.report
         for name, reason in rejects.reasons.items():
             self.add("malformed", name, reason)
@@ -223,7 +223,7 @@ class _Check:
             report.examples.append(Layout(raw.name, look.size, spans))
 
     def talk(self, raw: Raw, talks: TalkMaker, ids: Sequence[int]) -> None:
-        """Remark on answers that are cut or left out."""
+        """Count text tokens; remark on answers that are cut or left out."""
         room = self.config.max_text_tokens
         self.tokens.append(len(ids))
         turns = talks.turns(raw, 0)

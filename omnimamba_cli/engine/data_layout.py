@@ -30,14 +30,14 @@ class Layout:
     spans: tuple[Span, ...]
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
-        """For JSON lines."""
+        """A JSON object."""
         return asdict(self)
 
 
 def talk_layout(
     config: ModelConfig, tokenizer: TextTokenizer, ids: Sequence[int], targets: Sequence[bool], *, shown: bool
 ) -> tuple[Span, ...]:
-    """Of a conversation, about a picture or of text alone."""
+    """The spans of a conversation; `shown`: it is about a picture."""
     spans: list[Span] = []
     if shown:
         spans += _specials(config, mmu_prefix(config), 0)
@@ -54,7 +54,7 @@ def talk_layout(
 
 
 def drawing_layout(config: ModelConfig, tokenizer: TextTokenizer, caption: Sequence[int]) -> tuple[Span, ...]:
-    """Of a drawing by its caption's ids."""
+    """The spans of a drawing, from its caption's ids."""
     prefix = t2i_prefix(config, caption)
     kept = list(caption[: config.caption_tokens])
     pads = config.caption_tokens - len(kept)

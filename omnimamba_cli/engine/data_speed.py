@@ -1,6 +1,5 @@
 """Measures how fast training samples are read and made ready: whether the loader will keep a GPU fed."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from omnimamba_cli.data.mixing import Split, sample_batches
 from omnimamba_cli.data.talks import TalkMaker
 from omnimamba_cli.engine.data_check import CheckSettings
 from omnimamba_cli.engine.opening import open_samples
+from omnimamba_cli.engine.runtime import processors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Speed:
 
     workers: int
     samples_per_s: float
-    cpu_ms: float | None  # of processor time a sample, which other programs do not change; without workers alone
+    cpu_ms: float | None  # processor time of a sample, whatever else the machine does; None with workers
     samples: int
     seconds: float
     batch: int
@@ -38,7 +38,7 @@ def measure_speed(
     samples = open_samples(paths, settings.image_root, maker, seed=settings.seed, limit=settings.limit)
     collate = Collate(settings.config)
     stream = sample_batches(samples, settings.seed, Split(batch), 0, collate=collate, workers=workers, pin=False)
-    for _ in range(max(1, 4 * workers)):  # what the workers have read ahead while they started is no measure
+    for _ in range(max(1, 4 * workers)):  # not counted: read ahead while the workers started
         next(stream)
     read, start, cpu = 0, time.monotonic(), time.process_time()
     while (passed := time.monotonic() - start) < seconds:
@@ -51,6 +51,6 @@ def measure_speed(
         seconds=round(passed, 2),
         batch=batch,
         side_px=settings.config.vision_image_size,
-        processors=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        processors=processors(),
         pillow=PIL.__version__,
     )

@@ -1,7 +1,7 @@
-"""From a prefix to tokens: text rows that end alone, pictures of a fixed length.
+"""From a prefix to tokens: text, whose rows end one by one, and pictures of a fixed length.
 
-On CUDA a merged model's steps are recorded and repeated (see decoder); everywhere else they run one at a time, here
-(see steps).
+On CUDA a merged model's steps are recorded and replayed, see decoder.py. Everywhere else the loops here call one step
+after another, see steps.py.
 """
 
 from collections.abc import Iterator
@@ -29,9 +29,8 @@ def decode_text(
 ) -> Iterator[list[tuple[int, int]]]:
     """Text tokens after an embedded prefix (b l d), step by step: lists of (row, token).
 
-    With a state of b rows the prefix goes on where it stands; the state is used up.
-    A row ends with the end-of-text id (which is given) or after `steps` tokens; its memory is dropped then and the
-    other rows go on. Scores are never kept.
+    With a state of b rows the prefix continues from there; the state is then used up. A row ends with the end-of-text
+    id (which is yielded, too) or after `steps` tokens; its memory is dropped then, and the other rows go on.
     """
     if (decoder := decoder_for(model, "mmu")) is not None:
         yield from decoder.text(model, prefix, config, steps=steps, seeds=seeds, state=state)
@@ -76,10 +75,10 @@ def decode_image(
 
     With guidance, prefix_ids holds twice as many rows: the captioned ones, then the same number with an empty
     caption; both halves run as one batch and share the code that is drawn. Every few steps `watch` is called with the
-    codes that are there, (b done) on the CPU.
+    codes drawn so far, (b done) on the CPU.
     """
     if (decoder := decoder_for(model, "t2i")) is not None:
-        return decoder.image(model, prefix_ids, config, seeds=seeds, copies=copies, watch=watch)
+        return decoder.image(model, prefix_ids, config, seeds=seeds, watch=watch)
     twice = config.guidance != 1
     codes = model.config.vq.codes
     state = model.new_state(len(prefix_ids))

@@ -1,7 +1,7 @@
-"""Decoding without a pause: a whole step, from embedded token to next one, recorded once and repeated.
+"""Decoding on CUDA: a whole step, from one embedded token to the next, is recorded once and replayed.
 
-Nothing waits for a token: what was written is looked at a few steps later, while the next steps run. On other devices
-than CUDA the same code runs step by step (tests do that); engine/decode.py has the plain loops.
+No step waits for a token to reach the CPU: tokens are looked at a few steps later, while the next steps run. On other
+devices the same code runs unrecorded, for tests; engine/decode.py has the plain loops.
 """
 
 from collections import deque
@@ -15,24 +15,23 @@ from torch import Tensor
 from omnimamba_cli.config import SamplingConfig, Task
 from omnimamba_cli.engine.recording import Recording
 from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, uniforms
-from omnimamba_cli.errors import InputError
 from omnimamba_cli.model.lora import is_merged
-from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.omnimamba import OmniMamba, check_positions
 from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.model.stepping import StepMemory, Stepper, embedding_tables
 from omnimamba_cli.ops import registry
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, uniform_now
 from omnimamba_cli.ops.step import StepKernels
 
-Watch = Callable[[Tensor], None]  # is told codes (b done) of pictures while they are drawn
-Fetched = tuple[Tensor, "torch.cuda.Event | None"]
+Watch = Callable[[Tensor], None]  # called with the codes (b done) of pictures while they are drawn
+Fetched = tuple[Tensor, "torch.cuda.Event | None"]  # tokens on their way to the CPU; the event of their arrival
 
 WATCHED = 16  # steps between two calls of a Watch
-CHUNK = 4  # steps between two looks at what was written: a stop is noticed up to twice as many steps late
-RING = 1024  # steps whose numbers and tokens are kept
-RULES = 4  # recorded steps kept for one number of rows
-PREFILLS = 4  # recorded prefills, likewise
-PREFILL_TOKENS = 4096  # above this a prefill's kernels outlast their launches, and a recording holds on to its memory
+CHUNK = 4  # steps between two looks at the tokens: an end is noticed up to twice as many steps late
+RING = 1024  # steps of which random numbers and tokens are kept
+RULES = 4  # recorded steps that are kept, for different rules and one number of rows
+PREFILLS = 4  # recorded prefills that are kept
+PREFILL_TOKENS = 4096  # larger prefills are not recorded: launches do not slow them, and a recording keeps its memory
 
 
 def state_dtype(task: Task, dtype: torch.dtype) -> torch.dtype:
@@ -81,13 +80,13 @@ class Decoder:
         )
 
     def program(self, sequences: int, rule: DrawRule, ring: int) -> Program:
-        """The recorded step for so many sequences; memory of another number of rows is given up for it."""
+        """The recorded step for so many sequences. Programs for another number of rows make room."""
         key, rows = (sequences, ring, rule), 2 * sequences if rule.guided else sequences
         found = self._programs.get(key)
         if found is not None and not found.memory.busy:
             return found
         if any(p.memory.busy for p in self._programs.values()):
-            # two iterators over one program would write into each other's memory: the second has its own, for once
+            # a decoding is still under way in that memory: this one gets memory of its own, which is not kept
             return self._record(sequences, rule, ring, self._memory(rows))
         for old in [k for k, p in self._programs.items() if len(p.memory.position) != rows]:
             del self._programs[old]
@@ -102,15 +101,15 @@ class Decoder:
         return self.stepper.memory(rows, len(self.table), state_dtype(self.task, self.dtype))
 
     def _record(self, sequences: int, rule: DrawRule, ring: int, memory: StepMemory) -> Program:
-        def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=self.device)
 
         buffers = DrawBuffers(
             logits=memory.logits,
-            seen=empty(sequences, len(self.table), dtype=torch.int8) if rule.penalty != 1 else None,
-            uniform=empty(ring, sequences, dtype=torch.float64),
-            tokens=empty(ring, sequences),
-            count=empty(sequences),
+            seen=zeros(sequences, len(self.table), dtype=torch.int8) if rule.penalty != 1 else None,
+            uniform=zeros(ring, sequences, dtype=torch.float64),
+            tokens=zeros(ring, sequences),
+            count=zeros(sequences),
             position=memory.position,
             residual=memory.residual,
         )
@@ -134,9 +133,9 @@ class Decoder:
         self._draw(b, program.rule)
 
     def read(self, model: OmniMamba, x: Tensor, memory: StepMemory) -> None:
-        """Embedded prefixes x (rows l d) to the state after them and the scores of what follows, both in memory.
+        """Read embedded prefixes x (rows l d): the state after them and the scores of the next token go into memory.
 
-        Of fewer rows than memory's, each is read once and stands for as many neighbouring ones.
+        If x has fewer rows than memory, each is read once and copied to equally many neighbouring rows.
         """
         copies = len(memory.position) // len(x)
         if copies > 1:
@@ -149,7 +148,7 @@ class Decoder:
             return
         key = (len(x), x.shape[1], id(memory))
         if key not in self._prefills:
-            self._prefills[key] = Prefill(self.stepper, memory)  # keeps the memory, so that its id stays its own
+            self._prefills[key] = Prefill(self.stepper, memory)  # holds the memory, so its id is not reused
             while len(self._prefills) > PREFILLS:
                 del self._prefills[next(iter(self._prefills))]
         self._prefills[key].run(self._placed(x))
@@ -161,7 +160,7 @@ class Decoder:
         self._go_on(model, x, memory, memory.new_state())
 
     def _go_on(self, model: OmniMamba, x: Tensor, memory: StepMemory, state: InferenceState) -> None:
-        """Embedded x (rows l d) after a state: the model's own forward, since fused reading begins from nothing."""
+        """Read embedded x (rows l d) after a state by the model's own forward: the kernels start from no state."""
         memory.logits.copy_(model.logits(model(x, self.task, state)[:, -1], self.task))
         memory.take(state)
 
@@ -179,7 +178,7 @@ class Decoder:
         state: InferenceState | None = None,
     ) -> Iterator[list[tuple[int, int]]]:
         """See decode.decode_text."""
-        self._check(prefix.shape[1] + (state.position if state else 0), steps)
+        self._check_room(prefix.shape[1] + (state.position if state else 0), steps)
         program = self.program(len(prefix), self.rule(config), RING)
         program.memory.busy = True
         try:
@@ -201,7 +200,7 @@ class Decoder:
             program.memory.busy = False
 
     def _written(self, program: Program, draws: Tensor | None, steps: int) -> Iterator[list[list[int]]]:
-        """Tokens of all rows, some steps at a time, while later steps run."""
+        """Tokens of all rows, for some steps at a time (steps rows), while later steps run."""
         flying = deque([_fetch(program.buffers.tokens[:1])])
         launched = 1
         while flying:
@@ -217,7 +216,7 @@ class Decoder:
                 yield _landed(flying.popleft()).tolist()
 
     def _feed(self, program: Program, draws: Tensor | None, step: int) -> None:
-        """Put the numbers that are drawn with from `step` on where they are read, half a ring at a time."""
+        """Every half ring, copy the random numbers of the steps from `step` on to where the recording reads them."""
         half = RING // 2
         if draws is not None and step % half == 0:
             part = draws[step : step + half]
@@ -230,12 +229,11 @@ class Decoder:
         config: SamplingConfig,
         *,
         seeds: list[int],
-        copies: int = 1,
         watch: Watch | None = None,
     ) -> Tensor:
-        """See decode.decode_image."""
+        """See decode.decode_image; `read` finds out how many pictures each prefix stands for."""
         codes, rule = self.config.vq.codes, self.rule(config)
-        self._check(prefix_ids.shape[1], codes)
+        self._check_room(prefix_ids.shape[1], codes)
         program = self.program(len(seeds), rule, codes)
         program.memory.busy = True
         try:
@@ -256,17 +254,13 @@ class Decoder:
         finally:
             program.memory.busy = False
 
-    def _check(self, length: int, steps: int) -> None:
-        """The last token is written, never read."""
-        if length + steps - 1 > len(self.places):
-            raise InputError(
-                f"{length + steps - 1} tokens are past the model's limit of {len(self.places)} for {self.task}",
-                hint="shorten the text or lower --max-new-tokens",
-            )
+    def _check_room(self, length: int, steps: int) -> None:
+        """Raises InputError where `steps` tokens after a prefix of `length` do not fit the table of positions."""
+        check_positions(length + steps - 1, len(self.places), self.task)  # the last token is written, never read
 
 
 class Prefill:
-    """The reading of prefixes of one shape into one memory: recorded when the shape comes for the second time."""
+    """Reads prefixes of one shape into one memory; recorded when the shape comes a second time."""
 
     def __init__(self, stepper: Stepper, memory: StepMemory) -> None:
         self._stepper, self._memory = stepper, memory
@@ -287,7 +281,7 @@ class Prefill:
 
 
 def _choice(t: DrawBuffers, rule: DrawRule) -> Tensor:
-    """The tokens (b) that engine/sampling.py draws from the scores."""
+    """The tokens (b) of this step, chosen from the scores as engine/sampling.py does."""
     scores = (guided(t.logits, rule.guidance) if rule.guided else t.logits)[:, : rule.limit]
     if t.seen is not None:
         scores = penalize_repetition(scores, t.seen[:, : rule.limit] != 0, rule.penalty)
@@ -296,7 +290,7 @@ def _choice(t: DrawBuffers, rule: DrawRule) -> Tensor:
 
 
 def _fetch(tokens: Tensor) -> Fetched:
-    """Tokens on their way to the CPU, and what says that they are there."""
+    """Start copying tokens to the CPU."""
     if not tokens.is_cuda:
         return tokens.clone(), None
     here = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
@@ -307,7 +301,7 @@ def _fetch(tokens: Tensor) -> Fetched:
 
 
 def _landed(fetched: Fetched) -> Tensor:
-    """The tokens, once they are there."""
+    """The tokens, after waiting for their arrival."""
     tokens, ready = fetched
     if ready is not None:
         ready.synchronize()
@@ -318,9 +312,9 @@ _decoders: WeakKeyDictionary[OmniMamba, dict[Task, Decoder]] = WeakKeyDictionary
 
 
 def decoder_for(model: OmniMamba, task: Task) -> Decoder | None:
-    """The decoder of a model merged for a task; None where plain loops are to run: no CUDA, no kernels, not merged.
+    """The decoder of a model merged for a task; None where the plain loops run: no CUDA, no kernels, or not merged.
 
-    A merged model does not change any more, so its decoder is made once and lives as long as the model.
+    A merged model no longer changes, so its decoder is made once and lives as long as the model.
     """
     if model.device.type != "cuda" or not is_merged(model, task):
         return None

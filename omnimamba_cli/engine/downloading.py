@@ -1,7 +1,7 @@
-"""A published model, from the Hub or from local files, to one verified model directory.
+"""A published model, from the Hub or from local files, to a verified model directory.
 
-`plan` says what it would take and touches no disk; `run` does it. Unfinished files wait in `.NAME.download` beside the
-model for the next try; the model itself appears whole, with its lock file, or not at all.
+`plan` says what it would take and writes nothing; `run` does it. Unfinished files stay in `.NAME.download` beside the
+model for the next try. The model itself appears whole, with its lock file, or not at all.
 """
 
 import shutil
@@ -30,22 +30,22 @@ class Item:
 
     file: PublishedFile
     size_bytes: int
-    here_bytes: int  # of it are on this disk already
+    here_bytes: int  # how much of it is on this disk already
     remote: RemoteFile | None = None
     local: Path | None = None  # where it is already, whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a download takes, told before its first byte."""
+    """What a download will take, known before its first byte."""
 
     release: Release
     task: Task | None
     directory: Path
     dtype: Storage
     items: tuple[Item, ...]  # empty: the model is complete
-    kept: tuple[SourceEntry, ...]  # sources of what the directory already has and keeps
-    replaces: bool  # what is there is made anew
+    kept: tuple[SourceEntry, ...]  # sources of the parts that the directory already has and keeps
+    replaces: bool  # whether what is there is made anew
     free_bytes: int
 
     @property
@@ -55,12 +55,12 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Most additional disk that is taken at any time: the rest of the files, and the model made of them."""
+        """Most disk space that is needed besides what is here: the rest of the files, and the model made of them."""
         return self.fetch_bytes + self.model_bytes
 
     @property
     def model_bytes(self) -> int:
-        """About the size of what is written: the files' own, twice that where halves become 32 bits."""
+        """About the size of the model: that of the files, doubled where 16-bit weights become 32-bit."""
         return sum(item.size_bytes for item in self.items) * (2 if self.dtype == "fp32" else 1)
 
     @property
@@ -71,7 +71,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """So much of a file is here."""
+    """How much of a file, and of all files, is here."""
 
     key: str
     done_bytes: int
@@ -142,7 +142,7 @@ def plan(
 
 
 def _known(release: Release, directory: Path, *, force: bool, verify: bool) -> Lock | None:
-    """The lock of what is in the directory, if that is sound and of this release."""
+    """The lock of what is in the directory, if there is any. Raises where it is damaged or another release."""
     if not checkpoint.is_model_directory(directory):
         return None
     found = lock.read(directory) if not force else _lock_or_none(directory)
@@ -247,7 +247,7 @@ def run(plan: Plan, report: Report, *, keep: bool = False) -> Path:
             return plan.directory  # another process has made it since the plan
         for stale in folder.glob(".*.partial"):  # of a conversion that was killed
             shutil.rmtree(stale, ignore_errors=True)
-        paths, entries = _fetch(plan, folder, report)
+        paths, entries = _fetch(plan, report)
         _convert(plan, folder, paths, entries, report)
         if keep:
             _keep(plan, paths)
@@ -279,8 +279,8 @@ def _alone(directory: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fetch(plan: Plan, folder: Path, report: Report) -> tuple[list[Path], list[SourceEntry]]:
-    """Every file of the plan, and where each is from."""
+def _fetch(plan: Plan, report: Report) -> tuple[list[Path], list[SourceEntry]]:
+    """Get every file of the plan; returns their paths and where each came from."""
     paths, entries = [], []
     total, before = sum(item.size_bytes for item in plan.items), 0
     for item in plan.items:
@@ -339,7 +339,7 @@ def _convert(plan: Plan, folder: Path, paths: list[Path], entries: list[SourceEn
 
 
 def _keep(plan: Plan, paths: list[Path]) -> None:
-    """Move what was fetched to where the user finds it; what came from elsewhere stays there."""
+    """Move fetched files to where the user finds them. Files that were on this disk before stay where they are."""
     for item, path in zip(plan.items, paths, strict=True):
         if item.local is None:
             target = originals(plan.directory) / item.file.key

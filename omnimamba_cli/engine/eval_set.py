@@ -1,6 +1,5 @@
 """Reads an evaluation set: eval.jsonl (questions about pictures) and prompts.jsonl (things to draw)."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,12 +82,6 @@ def read_prompts(folder: Path, count: int) -> list[Prompt]:
         asked = tuple(Check(_text(check, "question", where), _texts(check, where)) for check in checks)
         prompts.append(Prompt(prompt, kind, asked))
     return prompts
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, so that a result says what it was measured on."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _how_to_make(folder: Path) -> str:

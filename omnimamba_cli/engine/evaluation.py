@@ -1,7 +1,7 @@
 """How well a model names, answers and draws, on a PictureBook evaluation set. Prints nothing, writes nothing.
 
-Answers are compared with the set's own. Drawings have no outside judge here: the model is asked what it drew, which
-is called cycle accuracy and said to be that wherever it stands.
+Answers are compared with the set's own. Drawings have no outside judge: the model itself is asked what it drew. That is
+called cycle accuracy, wherever it is shown.
 """
 
 import platform
@@ -18,16 +18,16 @@ from PIL import Image
 from omnimamba_cli import __version__
 from omnimamba_cli.config import ModelConfig, SamplingConfig
 from omnimamba_cli.data import sequences
-from omnimamba_cli.data.images import load_image
+from omnimamba_cli.data.reading import load_image, squashed
 from omnimamba_cli.engine.eval_set import (
     PROMPTS_FILE,
     QUESTIONS_FILE,
     Prompt,
     Question,
-    digest,
     read_prompts,
     read_questions,
 )
+from omnimamba_cli.engine.lock import sha256
 from omnimamba_cli.engine.results import NAMING, EvaluationResult, EvaluationStep, Facts, Failure
 from omnimamba_cli.engine.scoring import is_right
 from omnimamba_cli.engine.session import Session
@@ -133,7 +133,7 @@ def _judge_all(session: Session, prompts: list[Prompt], rows: int, result: Evalu
 
 
 def _ask(session: Session, pairs: Sequence[tuple[Image.Image, str]], rows: int) -> Iterator[dict[int, str]]:
-    """Answers by index of the pair, batch by batch, each of one length: only such questions share one in the model."""
+    """Answers by index of the pair, batch by batch; the questions of a batch have one length, as the model needs."""
     by_length: dict[int, list[int]] = {}
     for i, (_, question) in enumerate(pairs):
         ids = sequences.question_ids(session.tokenizer, session.config.prompt, question)
@@ -148,9 +148,8 @@ def _ask(session: Session, pairs: Sequence[tuple[Image.Image, str]], rows: int) 
 
 
 def _as_seen(image: Image.Image, config: ModelConfig) -> Image.Image:
-    """The picture in the size that the model looks at: large ones are neither kept nor scaled for each question."""
-    size = (config.vision_image_size, config.vision_image_size)
-    return image if image.size == size or not config.towers else image.resize(size, Image.Resampling.BICUBIC)
+    """The picture in the size that the model sees, so that large ones are not kept, nor scaled for each question."""
+    return squashed(image, config.vision_image_size) if config.towers else image
 
 
 def _caption_sampling(config: ModelConfig) -> SamplingConfig:
@@ -166,15 +165,15 @@ def _image_sampling(config: ModelConfig) -> SamplingConfig:
 def _facts(
     session: Session, data_dir: Path, asked: list[Question], prompts: list[Prompt], settings: dict[str, int | None]
 ) -> Facts:
-    """What a number must say about itself to be repeated."""
+    """What is needed to repeat the evaluation."""
     parts = sorted(session.directory.glob("*.safetensors"))
     data = {"questions": len(asked), "pictures": len({q.image for q in asked}), "prompts": len(prompts)}
     files = [data_dir / QUESTIONS_FILE, *([data_dir / PROMPTS_FILE] if prompts else [])]
     return {
         "suite": "picturebook",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"name": session.config.name, "sha256": {part.name: digest(part) for part in parts}},
-        "data": {**data, "sha256": {file.name: digest(file) for file in files}},
+        "model": {"name": session.config.name, "sha256": {part.name: sha256(part) for part in parts}},
+        "data": {**data, "sha256": {file.name: sha256(file) for file in files}},
         "settings": {
             **settings,
             "device": str(session.device),

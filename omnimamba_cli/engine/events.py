@@ -1,4 +1,4 @@
-"""What a session gives back: answers, pieces of answers, and pictures."""
+"""What a session gives: answers, pieces of answers, pictures, and how far a drawing is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,10 +42,10 @@ class ImageEvent:
 
 @dataclass(frozen=True)
 class DrawingEvent:
-    """A batch of pictures that is being drawn, now and then while it is."""
+    """How far a batch of pictures is, now and then while it is drawn."""
 
     index: int  # of its first picture
     pictures: int  # in the batch
-    done: int  # codes of each picture
-    codes: int  # of a whole picture
-    preview: Callable[[], Image.Image]  # the first picture (of candidates, the first one) as far as it is; works for it
+    done: int  # codes drawn of each picture
+    codes: int  # codes of a whole picture
+    preview: Callable[[], Image.Image]  # decodes the first picture as far as it is; not free

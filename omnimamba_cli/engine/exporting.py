@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import card, checkpoint, lock
 from omnimamba_cli.engine.checkpoint import CARD, CONFIG, NEEDED, PARTS, TOKENIZER
@@ -47,15 +46,15 @@ def export(
             checkpoint.link_or_copy((directory / name).resolve(), folder / name)
         checkpoint.write_config(folder, config)
         hashes = {name: lock.sha256(folder / name) for name in (CONFIG, *files)}
-        front = _front(config, files, licence)
-        text = card.render(config, checkpoint.part_sizes(folder), _notes(repo, files, lacks, hashes, notes), front)
+        sections = _notes(repo, files, lacks, hashes, notes)
+        text = card.render(config, checkpoint.part_sizes(folder), sections, _front(files, licence))
         (folder / CARD).write_text(text, encoding="utf-8")
         size = sum(path.stat().st_size for path in folder.iterdir())
     return Exported(files=(CONFIG, *files, *notices, CARD), size_bytes=size, lacks=lacks)
 
 
-def _front(config: ModelConfig, files: list[str], licence: str | None) -> tuple[str, ...]:
-    """What the Hub reads of a card."""
+def _front(files: list[str], licence: str | None) -> tuple[str, ...]:
+    """Lines of the card's metadata, which the Hub reads."""
     sees, draws = "vision.safetensors" in files, "vq.safetensors" in files
     kind = "any-to-any" if sees and draws else "image-to-text" if sees else "text-to-image"
     lines = [f"pipeline_tag: {kind}"] if sees or draws else []

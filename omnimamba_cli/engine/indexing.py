@@ -1,4 +1,4 @@
-"""Lists of shards: where each is and how many samples it holds, which training cannot count behind a URL."""
+"""`data index`: lists of shards with their numbers of samples, which training cannot count behind a URL."""
 
 import json
 import os

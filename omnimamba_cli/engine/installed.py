@@ -16,19 +16,19 @@ from omnimamba_cli.folders import user_folder
 
 @dataclass(frozen=True, kw_only=True)
 class Installed:
-    """One model that a name finds."""
+    """One installed model."""
 
     name: str
     directory: Path
     size_bytes: int
     tasks: tuple[Task, ...]  # what its files allow
-    default_for: tuple[Task, ...]  # without --model
+    default_for: tuple[Task, ...]  # tasks for which it is used without --model
     storage: str  # of its weights; several are joined by a comma
     release: str | None  # the published model that a download made it of
     problem: str | None  # why it cannot be used
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON line."""
+        """A JSON object."""
         return {
             "name": self.name,
             "directory": str(self.directory),
@@ -99,7 +99,7 @@ class Removal:
 
 
 def removal(name: str) -> Removal:
-    """What would go with a model of that name: its directory, unfinished files, originals that were kept.
+    """What removing a model of that name would delete: its directory, unfinished files, originals that were kept.
 
     Raises CheckpointError where nothing has that name, InputError for the model that comes with the program.
     """
@@ -138,7 +138,7 @@ def remove(what: Removal) -> list[Path]:
 
 
 def _remove_model(folder: Path) -> bool:
-    """Delete a model's own files, config.json first: half of it is then no model. False where others stay."""
+    """Delete a model's own files, config.json first, so that a half-deleted one is no model. False if others stay."""
     for name in (*checkpoint.FILES, checkpoint.LOCK):
         (folder / name).unlink(missing_ok=True)
     if any(folder.iterdir()):

@@ -1,6 +1,6 @@
-"""The lock file of a downloaded model: where each file came from, and what the directory holds, with sizes and hashes.
+"""The lock file of a downloaded model: where its files came from, and sizes and hashes of what the directory holds.
 
-Finding a model complete takes its sizes alone; `check` with hashes reads every byte.
+`check` compares sizes, which is quick, or with `hashes` every byte.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ from omnimamba_cli.errors import CheckpointError
 from omnimamba_cli.json_text import parse
 
 FORMAT = 1
-CHUNK = 1 << 20  # bytes hashed at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """All that a lock file says."""
+    """The contents of a lock file."""
 
     release: str
     sources: tuple[SourceEntry, ...]
@@ -52,12 +51,9 @@ class Lock:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file, read piece by piece."""
-    digest = hashlib.sha256()
+    """SHA-256 of a file."""
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(directory: Path) -> Lock | None:
@@ -78,7 +74,7 @@ def read(directory: Path) -> Lock | None:
 
 
 def write(directory: Path, release: str, sources: Iterable[SourceEntry]) -> None:
-    """Hash what the directory holds (but for the card, which people edit) and write it down with where it came from."""
+    """Write the lock file: the sources, and hashes of the directory's files (but the card, which people edit)."""
     files = [
         FileEntry(name=path.name, size_bytes=path.stat().st_size, sha256=sha256(path))
         for path in sorted(directory.iterdir())
@@ -96,9 +92,9 @@ def write(directory: Path, release: str, sources: Iterable[SourceEntry]) -> None
 
 
 def check(directory: Path, lock: Lock, *, hashes: bool = False) -> str | None:
-    """What is wrong with a model directory by its lock, in words; None if nothing is.
+    """What is wrong with a model directory, in words; None if nothing is.
 
-    Sizes alone, or with `hashes` every byte.
+    Compares sizes alone, or with `hashes` every byte.
     """
     for file in lock.files:
         path = directory / file.name

@@ -1,4 +1,4 @@
-"""Memory that ran out while training, as an error that says what with and what to type next."""
+"""Running out of memory while training, as an error that names the settings and what to type next."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +19,8 @@ def memory_explained(
 ) -> Iterator[None]:
     """Turns memory that ran out into a DeviceError; other errors pass.
 
-    `rows` are a step's, by the option that sets them; `recompute` says whether activations are computed again, None
-    where there is no such choice; `held_bytes` is what no batch is small enough for.
+    `rows` are those of a step, by the option that sets them. `recompute`: whether activations are computed again, None
+    where there is no such choice. `held_bytes`: memory that is needed whatever the batch.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def memory_explained(
 
 
 def _next_step(rows: Mapping[str, int], output: Path, accumulate: int, recompute: bool | None) -> str:
-    """What to type: first what leaves the steps as they are."""
+    """What to type next: first options that leave the training steps the same, then smaller batches."""
     same = ["--checkpoint-activations"] if recompute is False else []
     if accumulate < max(rows.values()):
         same.append(f"--accumulate {2 * accumulate}")

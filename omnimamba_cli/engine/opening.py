@@ -1,4 +1,4 @@
-"""Opens the data of a training run and looks at some of them before the first step: what is wrong shows at once."""
+"""Opens the data of a training run, and checks some samples before the first step, so that errors show at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,14 +24,14 @@ from omnimamba_cli.model.vq import VQModel
 from omnimamba_cli.train.events import Event, Note, Skipped
 from omnimamba_cli.train.pictures import scaled
 
-LOOK = 200  # samples looked at before the first step, drawn by the seed; of shards the first ones
-NAMED = 10  # of the samples that are left out
-ENCODED_PX = 16 * 256 * 256  # pixels at once: what the encoder keeps of a picture at full size is large
+LOOK = 200  # samples that are checked before the first step: drawn by the seed, or a shard's first ones
+NAMED = 10  # rejected samples that are reported by name
+ENCODED_PX = 16 * 256 * 256  # pixels encoded at once: the encoder's first maps are large
 
 
 @dataclass
 class OpenData:
-    """What a run trains on, and what is to be said about it."""
+    """What a run trains on, and the remarks about it."""
 
     talks: Samples | ShardSamples | None = None
     drawings: DrawnCodes | Samples | ShardSamples | None = None
@@ -40,18 +40,18 @@ class OpenData:
 
     @property
     def files(self) -> list[DataFile]:
-        """That are trained on, in the order of tasks."""
+        """The data files, those of mmu first."""
         return [file for samples in (self.talks, self.drawings) if samples is not None for file in samples.files]
 
     def encoder(self, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-        """What turns pixels into codes on a device; None where drawings are codes already."""
+        """The function that turns pixels into codes; None where drawings are codes already."""
         return None if self.vq is None else pixel_encoder(self.vq, device)
 
 
 def pixel_encoder(model: VQModel, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """uint8 pixels (b 3 s s) on the device to codes (b codes) int64.
+    """A function of uint8 pixels (b 3 s s) on the device that returns their codes (b codes) int64.
 
-    In float32: near the border of two codes half precision picks another one.
+    It computes in float32: with half precision, features that lie between two codes get another one.
     """
     model = model.to(device).eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
@@ -145,7 +145,7 @@ def _vq(start: Start) -> VQModel:
 
 
 def said(samples: DrawnCodes | Samples | ShardSamples, what: str, seed: int) -> Iterator[Event]:
-    """How many there are, which are left out; refuses data of which the first look shows too many bad ones."""
+    """Remarks on a data set. Raises DataError where too many of the samples that are checked first are bad."""
     bad = samples.rejects.reasons
     yield Note(text=f"{what}: {len(samples):,} samples" + (f", {len(bad):,} bad ones left out" if bad else ""))
     for name, reason in list(bad.items())[:NAMED]:

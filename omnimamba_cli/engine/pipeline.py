@@ -1,6 +1,6 @@
-"""Many inputs through one model: read ahead in threads, worked on in batches of one shape, given back in order.
+"""Many inputs through one model: read ahead in threads, run in batches of one shape, results given in order.
 
-Memory does not grow with the number of inputs: so many are read early, so many wait for others of their shape.
+Memory does not grow with the number of inputs: only so many are read early, only so many wait for a full batch.
 """
 
 import threading
@@ -16,18 +16,18 @@ from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.errors import InputError
 
 NAME = "omnimamba-ahead"
-PATIENCE_S = 0.5  # with threads that are to end
+PATIENCE_S = 0.5  # how long to wait for threads that were told to end
 
 T = TypeVar("T")  # an input, such as a name
 R = TypeVar("R")  # what is read of it, such as a picture
 A = TypeVar("A")  # what the model makes of that
 
-THREADS = 4  # that read: on two cores decoders share them, on a network they wait
-CPU_TOKENS = 1024  # of all prefixes of a batch: more leaves the caches, and the first answer comes later
+THREADS = 4  # that read inputs; more than two cores need, since some wait for a network
+CPU_TOKENS = 1024  # of all prefixes in a batch; more leave the caches, and delay the first answer
 CUDA_TOKENS = 65_536
 MOST = {"cpu": 32, "cuda": 64}  # rows
-WINDOW = 4  # batches that wait for others of their shape
-SHARES = 8  # at most: beyond, Python itself is what they wait for
+WINDOW = 4  # batches' worth of inputs that may wait for others of their shape
+SHARES = 8  # threads of Shares at most; more would wait for Python's lock
 
 
 @dataclass
@@ -41,9 +41,9 @@ class Slot(Generic[T, R]):
 
 
 class Ahead(Generic[T, R]):
-    """Inputs in order, each with what `load` makes of it in some thread, at most `ahead` of them early.
+    """Inputs in order, each loaded by `load` in one of some threads, at most `ahead` of them in advance.
 
-    The inputs themselves are drawn in a thread too, so that they may come slowly (a pipe that is still written).
+    The iterator of inputs is advanced in a thread too, so that it may be slow (a pipe that is still written to).
     A thread that waits for a pipe cannot be told to stop: see `threads_are_left`.
     """
 
@@ -60,7 +60,7 @@ class Ahead(Generic[T, R]):
             thread.start()
 
     def take(self, *, wait: bool) -> Slot[T, R] | None:
-        """The next input, done; None when there is no more, or without `wait` when it is not done yet."""
+        """The next input, loaded; None when there is no more, or without `wait` when it is not loaded yet."""
         with self._changed:
             while not (self._slots and self._slots[0].done):
                 if not wait or (self._complete and not self._slots):
@@ -76,7 +76,7 @@ class Ahead(Generic[T, R]):
             return self._complete and not self._slots
 
     def close(self) -> None:
-        """Let the threads end after what they are doing, and wait for them a moment."""
+        """Tell the threads to end after their present input, and wait for them a moment."""
         with self._changed:
             self._closed = True
             self._todo.clear()
@@ -124,7 +124,7 @@ class Ahead(Generic[T, R]):
 
 
 def threads_are_left() -> bool:
-    """Whether a thread still waits for something; the process is then to end without waiting for it."""
+    """Whether a thread still waits for an input; the process must then end without waiting for it."""
     return any(thread.name == NAME for thread in threading.enumerate())
 
 
@@ -136,10 +136,10 @@ def in_batches(
     size: int,
     steady: bool = False,
 ) -> Iterator[tuple[T, A | InputError]]:
-    """Every input with its result, or with the InputError of its reading or its shape, in order.
+    """Every input in order, with its result, or with the InputError of loading it or finding its shape.
 
-    Inputs of one shape are run together, at most `size`. What has been read is run at once, so a slow source delays no
-    result; with `steady` batches are filled, so that they do not depend on what time anything takes.
+    Inputs of one shape are run together, at most `size`. What is loaded is run at once, so that a slow source delays no
+    result; with `steady` batches are filled first, so that they do not depend on timing.
     """
     waiting: dict[Hashable, list[tuple[int, T, R]]] = {}
     done: dict[int, tuple[T, A | InputError]] = {}
@@ -174,7 +174,7 @@ def in_batches(
 
 
 def chunks(ahead: Ahead[T, R], *, most: int, steady: bool = False) -> Iterator[list[Slot[T, R]]]:
-    """All inputs in order, in lists: what is there, at most `most`; with `steady` as many while there are so many."""
+    """All inputs in order, in lists of what is loaded, at most `most`; with `steady` lists are filled up to `most`."""
     while True:
         found: list[Slot[T, R]] = []
         while len(found) < most and (slot := ahead.take(wait=steady or not found)) is not None:
@@ -185,10 +185,10 @@ def chunks(ahead: Ahead[T, R], *, most: int, steady: bool = False) -> Iterator[l
 
 
 class Shares:
-    """Threads that each do a share of a batch on a CPU, alone.
+    """Threads that each run a share of a batch on a CPU, each on processors of its own.
 
-    A small model's operations are too small to be divided among processors, and its decoding steps run on one: two
-    halves of a batch side by side are done half as fast again as one after the other on two cores.
+    A small model's operations are too small to be divided among processors. On two cores, two halves of a batch side by
+    side take two thirds of the time that they take one after the other.
     """
 
     def __init__(self, count: int) -> None:
@@ -201,7 +201,7 @@ class Shares:
         self._begun = False
 
     def __call__(self, run: Callable[[Sequence[T]], Sequence[A]], rows: Sequence[T]) -> list[A]:
-        """run(rows), in parts at the same time; the very first row alone: what a model makes then is made once."""
+        """run(rows), in parts at the same time; the very first row runs alone, since the model prepares itself then."""
         done: list[A] = []
         if not self._begun and self._pool is not None:
             done, rows = list(run(rows[:1])), rows[1:]
@@ -213,13 +213,13 @@ class Shares:
         return done + [result for part in self._pool.map(run, parts) for result in part]
 
     def close(self) -> None:
-        """Begin no more; what is being done ends by itself."""
+        """Start no more work; what is running ends by itself."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def shares(config: ModelConfig, device: str) -> Shares:
-    """As many as there are threads for a small model on a CPU; one for others, whose products fill all processors."""
+    """A share for each thread with a small model on a CPU; else one, since larger products use all processors."""
     import torch
 
     small = device == "cpu" and batch_size(config, device) > 1

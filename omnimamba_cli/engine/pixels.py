@@ -1,4 +1,4 @@
-"""Codes to pixels, one picture at a time: channels last on CUDA, and where steps are recorded, recorded too."""
+"""Codes to pixels, one picture at a time; on CUDA channels last, and recorded where decoding steps are."""
 
 import torch
 from PIL import Image
@@ -22,7 +22,7 @@ class PixelDecoder:
         self._recording: Recording | None = None
         self._records = registry.step_kernels(vq.quantize.embedding.weight).name != "torch"
         if self._device.type == "cuda":
-            # what the matrix units' convolutions want: else each of them turns its maps round and back
+            # the layout that matrix units convolve in: else every convolution transposes its maps twice
             vq.decoder.to(memory_format=torch.channels_last)
 
     def __call__(self, codes: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class PixelDecoder:
 
     @torch.inference_mode()
     def unfinished(self, codes: Tensor) -> Image.Image:
-        """A picture of which the first codes (done) are known; the rows of codes that are not whole yet are gray."""
+        """The picture of its first codes (done); rows of codes that are not complete yet are gray."""
         config = self.vq.config
         missing = config.codes - len(codes)
         known = torch.cat([codes, codes[-1:].expand(missing)]).to(self._device)

@@ -1,4 +1,4 @@
-"""The published models: which files of which repositories make each. The one table; touches no network.
+"""The table of published models: which files of which repositories make each. Touches no network.
 
 A file's revision, size and sha256 are None where the authors of this table could not look them up. What is None is
 asked of the Hub when a download starts, checked against the bytes, and written into the model's lock file.
@@ -29,7 +29,7 @@ class PublishedFile:
 
     @property
     def key(self) -> str:
-        """Its name and place, unlike any other file's: two encoders are both called model.safetensors."""
+        """Repository and file name together: both encoders are called model.safetensors."""
         return f"{self.repo}/{self.file}"
 
 
@@ -81,7 +81,6 @@ OMNIMAMBA_1_3B = Release(
 )
 
 RELEASES: dict[str, Release] = {release.name: release for release in (OMNIMAMBA_1_3B,)}
-DEFAULT = OMNIMAMBA_1_3B.name
 
 
 def release(name: str) -> Release:

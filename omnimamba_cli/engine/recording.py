@@ -1,4 +1,4 @@
-"""Work on memory that stays where it is, recorded once as a CUDA graph and repeated at the price of one launch."""
+"""Work in memory whose addresses never change, recorded once as a CUDA graph and replayed by a single launch."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,10 @@ import torch
 
 
 class Recording:
-    """A function of no arguments, run when called: on CUDA as a graph, else as it is.
+    """Calls a function of no arguments: on CUDA by replaying its graph, else directly.
 
-    Making one on CUDA runs the function twice in effect (once to load its kernels, once recorded, not executed), so
-    what it reads must be valid memory by then, and what it writes is to be set afterwards.
+    On CUDA the constructor runs the function once, to load its kernels, and records it (which does not execute it). So
+    the memory that it reads must be valid by then, and what it writes must be set afterwards.
     """
 
     def __init__(self, function: Callable[[], object], device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""--dry-run: what a run would do and take, and two real steps of it. Writes nothing."""
+"""--dry-run of training: the plan, then two real steps and what they took. Writes nothing."""
 
 import time
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def rehearse(loop: Loop, settings: StageSettings, start: Start) -> Iterator[Even
 
 
 def part_table(modules: list[nn.Module]) -> list[tuple[str, int, int]]:
-    """Each part of the model: name, parameters, of them trained."""
+    """Each part of the model: name, number of parameters, how many of them train."""
     counts = {part: [0, 0] for part in (*PARTS, *JOINED)}
     for module in modules:
         for name, parameter in module.named_parameters():
@@ -33,7 +33,7 @@ def part_table(modules: list[nn.Module]) -> list[tuple[str, int, int]]:
 
 
 def state_bytes(parameters: int, trained: int, *, average: bool) -> dict[str, int]:
-    """Memory that a run holds whatever its batch: float32 weights, gradients, two moments, perhaps their average."""
+    """Memory that a run needs whatever its batch: float32 weights, gradients, AdamW's two moments, and the average."""
     held = {"weights_bytes": 4 * parameters, "gradients_bytes": 4 * trained, "optimizer_bytes": 8 * trained}
     if average:
         held["average_bytes"] = 4 * trained

@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: what it has, and getting it, through huggingface_hub alone (its tokens, proxies, endpoint).
+"""The Hugging Face Hub: asking for files and fetching them, by huggingface_hub (its tokens, proxies, endpoint).
 
 A file is fetched into a `.partial` that the next try continues, checked against the hash that the Hub states, and
-only then given its name. Every failure becomes one error with the next step. Knows no model.
+only then renamed. Every failure becomes one error with the next step. Knows no model.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from omnimamba_cli import __version__
 from omnimamba_cli.engine import remote_errors
 from omnimamba_cli.errors import DownloadError
 
-WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before another try of what may pass: a busy server, a broken line
-LONGEST_WAIT_S = 60.0  # that a server may ask for; who asks for more is told to the user, not waited for
+WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try after a failure that may pass: busy server, broken line
+LONGEST_WAIT_S = 60.0  # a server may ask for this long; if it asks for more, the user is told and no one waits
 CHUNK = 1 << 20  # bytes hashed at a time
 MAIN = "main"
 T = TypeVar("T")
@@ -81,8 +81,8 @@ def partial_path(target: Path) -> Path:
 def fetch(remote: RemoteFile, target: Path, progress: Callable[[int], None]) -> str:
     """Get a file whole and checked under `target`, continuing where an earlier try stopped; returns its sha256.
 
-    `progress` is called with the number of bytes that are here. Raises DownloadError; after a wrong hash nothing is
-    left, after a broken line the part that came is. OSErrors of the disk pass through.
+    `progress` is called with the number of bytes that are here. Raises DownloadError: after a wrong hash the file is
+    removed, after a broken connection what came is kept. OSErrors of the disk pass through.
     """
     partial = partial_path(target)
     if partial.is_file() and partial.stat().st_size > remote.size_bytes:
@@ -120,7 +120,7 @@ def _get(remote: RemoteFile, partial: Path, progress: Callable[[int], None]) -> 
         start = file.seek(0, os.SEEK_END)
         progress(start)
         if start < remote.size_bytes:
-            counted = _Counted(file, progress)
+            counted = _ReportingFile(file, progress)
             try:
                 # the address on the Hub, not the one it forwards to, which expires
                 http_get(
@@ -152,14 +152,14 @@ class RangeIgnoredError(Exception):
     """A server sent a file from its beginning where its rest was asked for."""
 
 
-class _Counted:
-    """A file that says how long it has grown: no version of http_get's own progress fits all the others."""
+class _ReportingFile:
+    """A file that reports its size after each write; http_get's own progress differs between versions."""
 
     def __init__(self, file: BinaryIO, progress: Callable[[int], None]) -> None:
         self._file, self._progress = file, progress
 
     def write(self, data: bytes) -> int:
-        """To the file; then tells."""
+        """Write to the file, then report."""
         count = self._file.write(data)
         self._progress(self._file.tell())
         return count
@@ -169,7 +169,7 @@ class _Counted:
 
 
 def verified(path: Path, remote: RemoteFile) -> str | None:
-    """The sha256 of a file if it is what the Hub states, else None. A hash of an unknown kind tells nothing."""
+    """The sha256 of a file if it has the hash that the Hub states, else None. An unknown kind of hash always fits."""
     sha = hashlib.sha256()
     git = hashlib.sha1(b"blob %d\0" % path.stat().st_size)  # how git, and so the Hub, names a small file
     small = re.fullmatch(r"[0-9a-f]{40}", remote.etag) is not None
@@ -198,9 +198,9 @@ def snapshot(repo: str, revision: str | None, files: Sequence[str]) -> Path:
 
 
 def _retrying(call: Callable[[], T], where: str, *, came: Callable[[], int] = lambda: 0, by_library: bool = False) -> T:
-    """The call's result, tried again where the failure may pass and longer while bytes keep coming.
+    """The call's result, tried again after failures that may pass; tries start anew whenever bytes `came`.
 
-    `by_library`: the call itself already waits out dead and silent lines. Raises DownloadError.
+    `by_library`: the call already retries silent connections itself. Raises DownloadError.
     """
     before, tries = came(), 0
     while True:
@@ -217,7 +217,7 @@ def _retrying(call: Callable[[], T], where: str, *, came: Callable[[], int] = la
 
 
 def _quiet(*, bars: bool) -> None:
-    """The library's remarks off, which we say ourselves, and its bars where we draw our own or none are wanted."""
+    """Turn off the library's warnings, which we report ourselves, and without `bars` its progress bars."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # exported, lazily
     from huggingface_hub.utils import logging as library
 

@@ -1,6 +1,6 @@
-"""What a failed request to the Hub means: worth another try or not, and in one sentence with the next step.
+"""What a failed request to the Hub means: whether to try again, and an error message with the next step.
 
-By the names of exceptions and by status codes: huggingface_hub changes its network library between releases.
+Exceptions are known by name and status code, since huggingface_hub changes its network library between releases.
 """
 
 import errno
@@ -11,7 +11,7 @@ from omnimamba_cli.errors import DownloadError, InputError, OmniMambaError
 
 OFFLINE_HINT = "run once without --offline and HF_HUB_OFFLINE, or give local files: omnimamba download --from DIR"
 PROXY_LOGIN = ("the proxy asks for a login (407)", "put it into HTTPS_PROXY: http://USER:PASSWORD@HOST:PORT")
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # status codes after which another try may do
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # status codes after which another try may succeed
 SILENT = {"Timeout", "TimeoutException", "TimeoutError", "RemoteProtocolError"}
 BROKEN = {"ReadError", "WriteError", "ChunkedEncodingError", "ProtocolError", "IncompleteRead", "RangeIgnoredError"}
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -39,7 +39,7 @@ def _status(error: BaseException | None) -> int:
 
 
 def _asked_wait_s(error: BaseException) -> float:
-    """Seconds that the server asks to wait: it may name them or the time when they are over."""
+    """Seconds that the server asks to wait in Retry-After, given as seconds or as a date; 0 without one."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     value = str(headers.get("Retry-After", "")).strip()
     if value.isdigit():
@@ -51,9 +51,9 @@ def _asked_wait_s(error: BaseException) -> float:
 
 
 def wait_s(error: Exception, by_library: bool = False) -> float | None:
-    """Least seconds before another try, or None where none would help.
+    """Least seconds to wait before another try, or None where another try would not help.
 
-    `by_library`: huggingface_hub has itself tried silent lines again.
+    `by_library`: huggingface_hub has already retried silent connections itself.
     """
     kinds, status = _kinds(error), _status(error)
     if "ProxyError" in kinds or "ConnectTimeout" in kinds:
@@ -80,7 +80,7 @@ def explained(error: Exception, where: str) -> OmniMambaError:
 
 
 def _answer(status: int, kinds: set[str], asked_s: float) -> tuple[str, str] | None:
-    """(why, what next) for an answer that was no."""
+    """(why, hint) where the server answered with a refusal; None for other failures."""
     if "GatedRepoError" in kinds:
         return "the repository is gated", "accept its terms on its page, then: hf auth login"
     if "RevisionNotFoundError" in kinds:
@@ -106,7 +106,7 @@ def _answer(status: int, kinds: set[str], asked_s: float) -> tuple[str, str] | N
 
 
 def _line(error: Exception) -> tuple[str, str]:
-    """(why, what next) where no answer came."""
+    """(why, hint) where no answer came."""
     kinds, text = _kinds(error), str(error)
     if "ProxyError" in kinds and "407" in text:  # of an https address: the proxy refuses before there is an answer
         return PROXY_LOGIN

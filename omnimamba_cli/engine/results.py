@@ -1,4 +1,4 @@
-"""What an evaluation yields: its steps, and at the end the result as data, as a table and as contact sheets."""
+"""What an evaluation yields: steps, and at the end the result, as data, as a table and as contact sheets."""
 
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from omnimamba_cli.data.images import load_image
+from omnimamba_cli.data.reading import load_image
 from omnimamba_cli.engine.scoring import Tally
 from omnimamba_cli.engine.sheets import grid_sheet
 
@@ -21,7 +21,7 @@ Stage = Literal["answering", "drawing", "judging"]
 
 @dataclass(frozen=True)
 class EvaluationStep:
-    """Work that was done since the event before: answers, drawings or judgements."""
+    """How many answers, drawings or judgements were made since the last step."""
 
     stage: Stage
     done: int

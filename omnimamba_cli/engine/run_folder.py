@@ -25,12 +25,12 @@ from omnimamba_cli.train.events import Event, Note
 
 SETTINGS, OPTIONS = "train.json", "train.toml"
 BEST = "best"  # the model of the best evaluation
-# Of the settings, what a run's numbers follow from; data and weights are compared with the snapshot itself.
+# settings that change a run's result; data and weights are compared with the snapshot itself
 DECIDING = (
     "steps", "clock_minutes", "lr", "warmup", "lr_floor", "weight_decay", "clip", "precision", "accumulate", "ema",
     "seed", "batch", "batch_mmu", "batch_t2i", "weight_mmu", "weight_t2i", "caption_dropout", "questions",
 )  # fmt: skip
-OF_A_RUN = ("snapshots", "sheets", BEST, "tensorboard")  # folders that a new run does not take over
+OF_A_RUN = ("snapshots", "sheets", BEST, "tensorboard")  # folders of an old run, which a new one deletes
 
 
 def check_output(output: Path, *, resume: bool, force: bool, marker: str = checkpoint.CONFIG) -> None:
@@ -42,7 +42,7 @@ def check_output(output: Path, *, resume: bool, force: bool, marker: str = check
 
 @contextmanager
 def held(output: Path, writes: bool) -> Iterator[None]:
-    """A run's directory, this run's alone meanwhile, where this process `writes`. Raises InputError as alone does."""
+    """Holds a run's directory for this run alone, if this process `writes`. Raises InputError as alone() does."""
     if not writes:
         yield
         return
@@ -83,7 +83,7 @@ def _plain(value: Any) -> Any:  # Any: dataclass fields of every kind
 
 
 def changed_settings(output: Path, settings: Any) -> list[Event]:  # Any: a dataclass
-    """What to say of a resumed run's settings that are others than it had before; nothing where it left none."""
+    """A remark on settings of a resumed run that differ from those it began with; none if these are not known."""
     try:
         before = _flat(json.loads((output / SETTINGS).read_text(encoding="utf-8"))["settings"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -98,7 +98,7 @@ def changed_settings(output: Path, settings: Any) -> list[Event]:  # Any: a data
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:  # Any: JSON
-    """The loop's settings among the others."""
+    """Settings with those of the loop on the same level."""
     return {**settings, **settings["loop"]}
 
 
@@ -119,7 +119,7 @@ def write_settings(output: Path, settings: Any, config: Any = None) -> None:  # 
 
 
 def toml(value: Any) -> str:  # Any: text, numbers, truth values and lists of them
-    """A value as TOML writes it; of its strings the basic ones are JSON's, but for one control character."""
+    """A value in TOML. Its basic strings are written as JSON's, except for one control character."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml, value))}]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -138,13 +138,13 @@ def save_result(output: Path, start: Start, storage: Storage) -> None:
         # the last snapshot holds all that was learnt
         raise InputError(said, hint="free some space, then --resume") from None
     finally:
-        # of a failure; and renaming a file onto another link to itself leaves both names
+        # after a failure; or because renaming a file onto another link to itself keeps both names
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_result(folder: Path, start: Start, storage: Storage) -> None:
-    opened = start.towers is not None and any(p.requires_grad for p in start.towers.parameters())
-    files = ModelFiles(start.config, start.model, start.towers if opened else None, None, start.tokenizer)
+    trained = start.towers is not None and any(p.requires_grad for p in start.towers.parameters())
+    files = ModelFiles(start.config, start.model, start.towers if trained else None, None, start.tokenizer)
     checkpoint.save_directory(folder, files, storage=storage)
     for name, source in start.copies.items():
         target = folder / name

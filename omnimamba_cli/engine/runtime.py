@@ -9,8 +9,7 @@ from omnimamba_cli.errors import DeviceError
 from omnimamba_cli.ops import packed_int8
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-LARGE = 500_000_000  # parameters from which a CPU runs in half the memory
+LARGE = 500_000_000  # parameters; from here on a CPU runs in bfloat16, in half the memory
 
 
 def pick_device(name: str = "auto") -> tuple[torch.device, str]:
@@ -40,6 +39,11 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
     elif device.type != "cpu":
         raise DeviceError(f"device {name!r} is not supported", hint="--device auto, cpu, cuda, cuda:N or mps")
     return device, "asked for"
+
+
+def processors() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_first_process() -> bool:
@@ -72,7 +76,7 @@ def pick_dtype(name: str, device: torch.device, config: ModelConfig) -> tuple[to
 
 
 def check_quantization(kind: str, device: torch.device) -> None:
-    """Raise DeviceError where weights of one byte would be no gain."""
+    """Raise DeviceError for a device on which weights of one byte would be slower or do not run."""
     if kind not in ("int8", "fp8"):
         raise DeviceError(f"{kind!r} is no quantization", hint="--quantize int8 or fp8")
     if device.type == "cpu":

@@ -1,7 +1,7 @@
-"""safetensors files: the header verified, tensors mapped (not copied), and a writer that streams.
+"""safetensors files: verified headers, mapped tensors, and a writer that needs the memory of one tensor.
 
-The library's own writer wants every tensor in memory at once; the one here asks for one at a time, so a
-file of any size is written in the memory of its largest tensor. Knows no model and no tensor's meaning.
+The library's own writer wants all tensors in memory at once; the one here asks for one after another. `partial` is how
+other files, too, are written whole or not at all. Knows no model.
 """
 
 import json
@@ -121,8 +121,8 @@ def _tensor_info(path: Path, name: str, item: Any) -> TensorInfo:  # Any: JSON
 def read_header(path: Path) -> Header:
     """The verified header of a safetensors file.
 
-    Raises CheckpointError for a missing, empty, truncated or lying file: every offset must be in its place, without
-    holes or overlaps, and together they must end where the file ends.
+    Raises CheckpointError for a missing, empty, truncated or inconsistent file: tensors must follow each other without
+    gaps or overlaps, and end where the file ends.
     """
     try:
         size = path.stat().st_size
@@ -162,10 +162,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_tensor(path: Path, header: Header, name: str) -> Tensor:
-    """One tensor into memory of its own, for one that is converted anyway: its file's pages then cost nothing."""
+    """One tensor, read instead of mapped: for one that is converted anyway, so that no mapped pages stay in memory."""
     info = header.tensors[name]
     data = torch.empty(info.end - info.start, dtype=torch.uint8)
-    with path.open("rb") as file:  # a place of its own in the file: several threads may read
+    with path.open("rb") as file:  # opened anew, because several threads read at once
         file.seek(header.data_start + info.start)
         if data.numel() and file.readinto(data.numpy().data) != data.numel():
             raise CheckpointError(f"{path} was cut off while it was read")
@@ -187,7 +187,7 @@ def _write_tensor(file: BinaryIO, item: Entry) -> None:
 
 @contextmanager
 def partial(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, given its real name when the block ends well and removed when it does not."""
+    """A temporary name beside `path`; the file is renamed to `path` if the block ends well, else removed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield temporary

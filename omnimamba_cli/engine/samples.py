@@ -1,4 +1,4 @@
-"""What a model in training says and draws of held-out samples: two sheets to look at."""
+"""Two contact sheets of held-out samples while a model trains: what it says of pictures, and what it draws."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def drawn_sheet(start: Start, drawings: DrawnCodes, chosen: np.ndarray) -> Image
     prefix, wanted = drawings.rows(np.arange(len(rows)), rows)
     captions = [start.tokenizer.decode(ids).strip() or "(no caption)" for ids in prefix.tolist()]
     model = merged(start.model, "t2i").eval()
-    # without guidance, whose strength is a matter of the finished model
+    # without guidance: how strong it should be is decided for the finished model
     sampling = replace(config.image_sampling, guidance=1.0, candidates=1)
     codes = decode.decode_image(model, prefix.to(device), sampling, seeds=list(range(len(rows))))
     vq = VQModel(config.vq)

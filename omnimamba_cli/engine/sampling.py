@@ -66,12 +66,12 @@ def choose(logits: Tensor, config: SamplingConfig, uniform: Tensor | None) -> Te
 
 
 def new_seed() -> int:
-    """A seed for who gave none: 31 random bits."""
+    """A random seed of 31 bits, for callers that were given none."""
     return int(torch.empty((), dtype=torch.int64).random_(1 << 31, generator=_entropy()).item())
 
 
 def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """A seed for each of `count` results: the first's and those that follow it, or the ones that are given."""
+    """A seed for each of `count` results: `seed`, seed + 1, ..., or the sequence that is given."""
     if isinstance(seed, Sequence):
         if len(seed) != count:
             raise ValueError(f"{count} results, but {len(seed)} seeds: give one each")
@@ -81,7 +81,7 @@ def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
 
 
 def candidate_seed(seed: int, number: int) -> int:
-    """Seed of a picture's candidate; the first one has the picture's own, so more candidates never lose it."""
+    """Seed of a picture's candidate. Number 0 has the picture's own seed, so it is always among the candidates."""
     return (seed + number * 0x9E3779B97F4A7C15) % (1 << 63)
 
 

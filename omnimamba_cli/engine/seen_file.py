@@ -1,4 +1,4 @@
-"""The file of a picture that was looked at: a model's state in safetensors, and whose state it is."""
+"""The file that Seen.save writes: a model's state after a picture, in safetensors, and which model it belongs to."""
 
 import hashlib
 import json
@@ -20,10 +20,10 @@ SAMPLE = 4096  # bytes of each tensor that tell two models apart
 
 
 def fingerprint(directory: Path, config: ModelConfig) -> str:
-    """What makes a state this model's: a SHA-256 over its sizes and the first 4 KiB of each of its tensors.
+    """Identifies the model that a state belongs to: a SHA-256 of its sizes and the first 4 KiB of each tensor.
 
-    Training changes every tensor that it trains nearly everywhere, so the beginnings tell; all of 6 GB would take
-    longer to read than the picture that is spared.
+    Training changes nearly every value of a tensor, so its beginning is enough; reading all of 6 GB would take longer
+    than looking at the picture again.
     """
     c = config.to_dict()
     digest = hashlib.sha256(json.dumps([c[k] for k in ("backbone", "text", "towers", "mmu_positions")]).encode())
@@ -86,7 +86,7 @@ def read(path: Path, directory: Path, config: ModelConfig) -> tuple[InferenceSta
 
 
 def _fits(tensors: Mapping[str, Tensor], config: ModelConfig) -> bool:
-    """Whether the tensors are one row's state of the model, in whole."""
+    """Whether the tensors are a whole state of one row of the model, and finite."""
     like = InferenceState.zeros(config.backbone, 1, torch.device("meta"), torch.float32)
     wanted = {"conv": like.conv.shape, "ssm": like.ssm.shape}
     if {name: tensor.shape for name, tensor in tensors.items()} != wanted:

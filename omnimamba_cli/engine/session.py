@@ -1,4 +1,4 @@
-"""A loaded model and what it can do: the Python API, and what every command calls. Prints nothing."""
+"""Session: a loaded model and what it can do. The Python API, and what the commands call. Prints nothing."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from omnimamba_cli.config import ModelConfig, SamplingConfig, Task
 from omnimamba_cli.data import sequences
-from omnimamba_cli.data.images import Source, load_image, pixels_to_image, tower_pixels
+from omnimamba_cli.data.images import pixels_to_image, tower_pixels
+from omnimamba_cli.data.reading import Source, load_image
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.engine import answering, decode, hub, runtime
 from omnimamba_cli.engine.checkpoint import load_directory
@@ -31,7 +32,7 @@ from omnimamba_cli.ops.halves import processor_has_halves
 
 
 class Session:
-    """One model directory on one device. Parts are read when a task first needs them."""
+    """A model directory on a device. Its parts are read when a task first needs them."""
 
     def __init__(
         self, directory: Path, device: str = "auto", dtype: str = "auto", quantize: Quantization | None = None
@@ -50,7 +51,7 @@ class Session:
     @cached_property
     def towers(self) -> VisionTowers:
         """The image encoders. Raises CheckpointError when the directory has none."""
-        # a processor without 16-bit arithmetic: seven times faster so, and what is stored in float32 stays mapped
+        # in float32 on a processor without 16-bit arithmetic: seven times faster, and float32 files stay mapped
         slow = self.device.type == "cpu" and not processor_has_halves()
         dtype = torch.float32 if slow else self.dtype
         towers = load_directory(self.directory, device=self.device, dtype=dtype, parts=("vision",)).towers
@@ -65,7 +66,7 @@ class Session:
         return PixelDecoder(vq.eval())
 
     def for_task(self, task: Task) -> OmniMamba:
-        """The model with one task's LoRA folded in; what the tasks have in common is in memory once."""
+        """The model with one task's LoRA folded in. Both tasks' models share the tensors that they have in common."""
         if task not in self._merged:
             self._merged[task] = load_for_task(
                 self.directory,
@@ -78,7 +79,7 @@ class Session:
         return self._merged[task]
 
     def _looking(self) -> tuple[OmniMamba, VisionTowers]:
-        """What a picture needs; read side by side the first time, so that neither waits for the other's file."""
+        """The model and the towers; the first time both files are read at once, in two threads."""
         if "mmu" not in self._merged and "towers" not in vars(self):
             with ThreadPoolExecutor(1) as pool:
                 towers = pool.submit(getattr, self, "towers")
@@ -112,7 +113,7 @@ class Session:
         seed: int | Sequence[int] | None = None,
         template: str | None = None,
     ) -> list[CaptionResult]:
-        """Answers for many pictures; row i uses seed + i (or its own of as many) and gets what it would get alone."""
+        """Answers about many pictures. Row i uses seed + i, or seeds[i] of a sequence; the batch does not change it."""
         asked = [self._question(q, template) for q in questions or [None] * len(images)]
         if len(asked) != len(images):
             raise ValueError(f"{len(images)} pictures, but {len(asked)} questions: give one each")
@@ -182,7 +183,7 @@ class Session:
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Source]) -> Tensor:
-        """Pictures and all that stands between them and a question, embedded (b l d)."""
+        """Pictures with the special tokens around them, up to where a question begins, embedded (b l d)."""
         if not self.config.towers:
             raise CheckpointError(f"{self.config.name} has no image encoder, it can only draw")
         size = self.config.vision_image_size
@@ -247,7 +248,7 @@ class Session:
                 yield ImageEvent(start + i, batch[i], seeds[i], image, seconds)
 
     def _watcher(self, watch: Callable[[DrawingEvent], None] | None, index: int, pictures: int) -> Watch | None:
-        """What tells `watch` about codes (b done)."""
+        """A function of codes (b done) that calls `watch` with an event; None without `watch`."""
         if watch is None:
             return None
         total = self.config.vq.codes
@@ -261,7 +262,7 @@ class Session:
     def _draw_best(
         self, prompts: list[str], config: SamplingConfig, seeds: list[int], watch: Watch | None
     ) -> list[Image.Image]:
-        """One picture a prompt: of its candidates the one whose prompt the model itself reads out of it best."""
+        """One picture for each prompt: the candidate about which the model finds the prompt the likeliest answer."""
         k = config.candidates
         if k == 1:
             return self._draw(prompts, config, seeds, watch)
@@ -303,7 +304,7 @@ class Session:
             captions += [[]] * len(prompts)
         prefix = torch.tensor([sequences.t2i_prefix(self.config, ids) for ids in captions], device=self.device)
         codes = decode.decode_image(self.for_task("t2i"), prefix, config, seeds=seeds, copies=copies, watch=watch)
-        # one by one: in a batch convolutions round otherwise, and a pixel would depend on its neighbours' number
+        # one by one: convolutions round differently in a batch, so pixels would depend on its size
         return [pixels_to_image(self.pixels(row[None])[0]) for row in codes]
 
 

@@ -23,10 +23,10 @@ def grid_sheet(
     font_px: int = 14,
     most_lines: int = 6,
 ) -> Image.Image:
-    """Pictures in rows, fitted into squares of cell_px, their labels wrapped under them.
+    """Pictures in rows, fitted into squares of cell_px, with their labels wrapped under them.
 
-    A label's own line ends are kept; what is longer than most_lines ends in "...". Each row is as high as its longest
-    label needs. Without `columns` the sheet is about as wide as high, 8 columns at most.
+    A label keeps its line ends; after most_lines it ends in "...". Each row is as high as its longest label needs.
+    Without `columns` the sheet is about as wide as high, with 8 columns at most.
     """
     if not pictures:
         raise ValueError("a sheet needs at least one picture")

@@ -1,4 +1,4 @@
-"""One published file: what it is, by its content, and its tensors, mapped. Pickles never run code."""
+"""A file given to `convert`: what it is, told by its content, and its tensors, mapped. Pickles never run code."""
 
 import pickle
 import re

@@ -1,4 +1,4 @@
-"""Where a training run starts: its settings, and the models they name, in memory. Trains nothing."""
+"""The start of a training run: its settings, and the models that they name, loaded. Trains nothing."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class StageSettings:
     init: str | None = None  # a model as every command takes it, or a preset's name for fresh weights
     init_mmu: Path | None = None  # stage 2: results of stage 1 to be merged
     init_t2i: Path | None = None
-    vocabulary: Vocabulary | None = None  # what the tasks share; None: as --init has it
+    vocabulary: Vocabulary | None = None  # None: as --init has it
     lora: LoRA | None = None
     tokenizer: Path | None = None  # with a preset
     vision: Path | None = None
@@ -46,7 +46,7 @@ class StageSettings:
     data_t2i: tuple[Path, ...] = ()
     eval_mmu: tuple[Path, ...] = ()  # held out, for evaluations during the run
     eval_t2i: tuple[Path, ...] = ()
-    eval_samples: int = 256  # of each task, at most
+    eval_samples: int = 256  # held-out samples of each task, at most
     image_root: Path | None = None
     questions: bool = True  # False: the paper's first stage, captions alone
     batch_mmu: int = 0  # rows a step
@@ -68,7 +68,7 @@ class StageSettings:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """That train."""
+        """The tasks that train."""
         return ("mmu", "t2i") if self.task is None else (self.task,)
 
 
@@ -88,8 +88,8 @@ class Start:
     model: OmniMamba
     towers: VisionTowers | None
     tokenizer: TextTokenizer
-    copies: dict[str, Path]  # vision.safetensors, vq.safetensors: file in the result -> where it is now
-    notes: list[str] = field(default_factory=list)  # what a user should know of it
+    copies: dict[str, Path]  # files that are copied into the result: name there -> where it is now
+    notes: list[str] = field(default_factory=list)  # remarks for the user
 
 
 def _fresh(settings: StageSettings) -> Start:
@@ -118,7 +118,7 @@ def _loaded(directory: Path) -> Start:
 
 
 def _switch(start: Start, settings: StageSettings) -> None:
-    """Let the tasks share what the settings say, or not. Raises CheckpointError where that would lose LoRA."""
+    """Apply the settings' vocabulary and lora. Raises CheckpointError where trained LoRA pairs would be lost."""
     target = with_switches(start.config, settings.vocabulary, settings.lora)
     if target == start.config:
         return
@@ -147,9 +147,9 @@ def _merged(settings: StageSettings) -> Start:
 
 
 def _check_task(directory: Path, task: Task) -> None:
-    """Raises CheckpointError for a result of the other task: merged, it would give its untrained parts alone.
+    """Raises CheckpointError for a result of the other task, whose parts for this task are untrained.
 
-    What a directory is the result of stands in its train.json; one without is taken as it is.
+    train.json says which task a directory is the result of; a directory without one is accepted.
     """
     try:
         settings = parse((directory / "train.json").read_text(encoding="utf-8"))["settings"]
@@ -164,7 +164,7 @@ def _check_task(directory: Path, task: Task) -> None:
 
 
 def start_of(settings: StageSettings) -> Start:
-    """Models in memory for the settings' --init."""
+    """Load or make the models that the settings ask for. Raises UsageError or CheckpointError."""
     if settings.init is None and settings.stage == 2:
         start = _merged(settings)
     elif settings.init is None:
@@ -207,10 +207,10 @@ def vq_config(path: Path, like: VQConfig) -> VQConfig:
 
 
 def with_image_tokenizer(start: Start, settings: StageSettings) -> Start:
-    """The start with the image tokenizer of --vq; one of other sizes gives its sizes to the model's config.
+    """The start with the image tokenizer of --vq. If its sizes differ, the model's config takes them over.
 
-    Its codes then mean something else: the image vocabulary (embedding and tied head) starts anew, and positions are
-    added where a drawing has become longer. Raises CheckpointError where drawing is not trained.
+    Codes then mean something else: the image vocabulary (embedding and tied head) starts anew, and positions are added
+    where a drawing has become longer. Raises CheckpointError where drawing is not trained.
     """
     assert settings.vq is not None
     path = part_file(settings.vq, "vq.safetensors")
@@ -256,7 +256,7 @@ def _towers(start: Start) -> VisionTowers:
 def fill(module: nn.Module, path: Path) -> None:
     """Load a module's weights, in float32, from its file. Raises CheckpointError naming the first that does not fit."""
     header = read_header(path)
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wanted = checkpoint.module_shapes(module)
     check(storage.logical_shapes(header), wanted, str(path), hint="give the model or config it belongs to")
     mapped, _ = read_safetensors(path)
     decoded = {n: storage.decode(n, header, mapped.__getitem__, torch.float32) for n in wanted}
@@ -264,7 +264,7 @@ def fill(module: nn.Module, path: Path) -> None:
 
 
 def own_memory(start: Start, device: torch.device) -> None:
-    """Weights that lie in a mapped file are copied: training writes to them."""
+    """Move the modules to the device, and copy weights that lie in a mapped file: training writes to them."""
     for module in (start.model, start.towers):
         if module is None:
             continue

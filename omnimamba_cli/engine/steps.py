@@ -1,6 +1,6 @@
-"""From a token to the scores of the next one, on the processor: what the loops in decode.py run.
+"""A step of the loops in decode.py: from a token to the scores of the next one.
 
-A merged model on a CPU has a step made for that (model/row_step.py); every other one its own forward.
+A merged model on a CPU has a step of its own (model/row_step.py); every other model runs its forward.
 """
 
 from collections.abc import Iterator
@@ -13,26 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from omnimamba_cli.config import Task
-from omnimamba_cli.errors import InputError
 from omnimamba_cli.model.lora import is_merged
-from omnimamba_cli.model.omnimamba import OmniMamba
+from omnimamba_cli.model.omnimamba import OmniMamba, check_positions
 from omnimamba_cli.model.row_step import RowMemory, RowStepper
 from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.ops import registry
 
-TABLE_WORK = 4_000_000_000  # multiply-adds that embedding every code once may cost: a tenth of a second
-# weights up to which one thread is as fast as two, and does not wait for another that a busy machine has put aside
+TABLE_WORK = 4_000_000_000  # multiply-adds that embedding all codes in advance may cost: a tenth of a second
+# weights; up to here one thread is as fast as two, and on a busy machine it never waits for another
 ONE_THREAD = 100_000_000
 
 
 class Steps(Protocol):
-    """A batch of sequences that go on token by token."""
+    """A batch of sequences that continue token by token."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """The tokens (b) are read; scores (b v) float32 of what follows, good until the next call."""
+        """Read the tokens (b); returns scores (b v) float32 of what follows, valid until the next call."""
 
     def select(self, rows: Tensor) -> None:
-        """Only the given rows (b') go on."""
+        """Keep only the given rows (b') of the batch."""
 
 
 class PlainSteps:
@@ -67,8 +66,7 @@ class RowSteps:
     def __call__(self, tokens: Tensor) -> Tensor:
         """See Steps."""
         m = self.memory
-        if m.position >= len(self.places):
-            raise _past_limit(m.position + 1, len(self.places), self.task)
+        check_positions(m.position + 1, len(self.places), self.task)
         with _threads(self.threads):
             torch.add(self._embedded(tokens), self.places[m.position], out=m.residual)
             return self.stepper.step(m)
@@ -97,7 +95,7 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def steps_for(model: OmniMamba, task: Task, state: InferenceState) -> Steps:
-    """How the sequences of a state go on."""
+    """The fastest Steps for a model and a task, starting from a state."""
     if is_merged(model, task) and registry.row_step_refusal(model.norm_f.weight) is None:
         return RowSteps(model, task, state)
     return PlainSteps(model, task, state)
@@ -105,18 +103,18 @@ def steps_for(model: OmniMamba, task: Task, state: InferenceState) -> Steps:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all batches of a merged model have in common."""
+    """What all batches of a merged model share."""
 
     stepper: RowStepper
-    table: Tensor | None  # (v d) float32, the codes embedded, where that is quickly made
-    made_of: nn.Module  # the first layer's in_proj; another one, and the weights have been narrowed since
+    table: Tensor | None  # (v d) float32, all codes embedded; None where that would take long
+    made_of: nn.Module  # the first layer's in_proj: if it is another now, the model was quantized since
 
 
 _made: WeakKeyDictionary[OmniMamba, dict[Task, Prepared]] = WeakKeyDictionary()
 
 
 def _prepared(model: OmniMamba, task: Task) -> Prepared:
-    """Made once a model and task."""
+    """The prepared parts, made once for each model and task."""
     made, first = _made.setdefault(model, {}), model.get_submodule("layers.0.mixer.in_proj")
     if task not in made or made[task].made_of is not first:
         with torch.inference_mode(False), torch.no_grad():  # the model keeps some of these tensors
@@ -129,10 +127,3 @@ def _code_table(model: OmniMamba) -> Tensor | None:
     if len(entries) * sum(p.numel() for p in model.image_mlp.parameters()) > TABLE_WORK:
         return None
     return model.image_mlp(entries).float()  # type: ignore[no-any-return]  # a module's call
-
-
-def _past_limit(tokens: int, limit: int, task: Task) -> InputError:
-    return InputError(
-        f"{tokens} tokens are past the model's limit of {limit} for {task}",
-        hint="shorten the text or lower --max-new-tokens",
-    )

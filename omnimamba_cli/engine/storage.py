@@ -1,4 +1,4 @@
-"""How tensors are stored: the precision of each, and the 8-bit form. Pure: tensors in, tensors or entries out.
+"""How tensors are stored in files: their precision, and the 8-bit form. Tensors in, tensors or entries out; no I/O.
 
 8-bit: a weight of two or more dimensions and at least 4,096 elements is int8 under its NAME, with one fp16 scale
 for each output row under NAME::scale; row = int8 * scale, scale = absmax / 127, rounded to nearest. The rest is fp16.
@@ -37,7 +37,7 @@ def _becomes_int8(tensor: Tensor) -> bool:
 
 
 def quantize(name: str, tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """(int8 of the tensor's shape, fp16 scale (rows)). Quantizing the result of dequantize gives the same again."""
+    """int8 values of the tensor's shape and an fp16 scale (rows). Quantizing what dequantize gives repeats both."""
     # in slabs: the float32 copies of a large embedding then stay small
     rows = tensor.detach().flatten(1)
     slabs = [_quantize_rows(slab) for slab in torch.split(rows, max(1, SLAB // rows.shape[1]))]
@@ -53,7 +53,7 @@ def _quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     scale = (largest / LARGEST).half()
     step = scale.float()
     values = (rows / torch.where(step > 0, step, 1.0)).round().clamp(-LARGEST, LARGEST)
-    # the largest of a row is 127 even where rounding of the scale would make it 126: the scale then repeats exactly
+    # a row's largest value becomes 127 even where the rounded scale would make it 126, so that the scale repeats
     values = torch.where(rows.abs() == largest, rows.sign() * LARGEST, values)
     return torch.where(step > 0, values, 0.0).to(torch.int8), scale.flatten()
 
@@ -63,7 +63,7 @@ def _quantized(name: str, tensor: Tensor, part: int) -> Tensor:
 
 
 def dequantize(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight of an int8 tensor and its scale of each row."""
+    """The weight: int8 values times the scale of each row."""
     return (values.flatten(1).float() * scale.float()[:, None]).reshape(values.shape).to(dtype)
 
 
@@ -113,18 +113,18 @@ def is_int8(name: str, header: Header) -> bool:
 
 
 def logical_shapes(header: Header) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights that a file stands for, without the scales of its int8 weights."""
+    """Shapes of the weights in a file; the scales of int8 weights are left out."""
     scales = {name + SCALE for name in header.tensors if is_int8(name, header)}
     return {name: shape for name, shape in header.shapes.items() if name not in scales}
 
 
 def stored(name: str, header: Header) -> tuple[str, ...]:
-    """The tensors of a file that a weight is made of, in the order in which `decode` reads them."""
+    """Names of the stored tensors that a weight is made of, in the order in which `decode` reads them."""
     return (name, name + SCALE) if is_int8(name, header) else (name,)
 
 
 def decoded_dtype(name: str, header: Header, dtype: torch.dtype | None) -> torch.dtype:
-    """What `decode` makes of a stored weight: `dtype`, or with None what is stored, float32 where that is int8."""
+    """The dtype that `decode` gives a weight: `dtype`, or with None the stored one (float32 for int8)."""
     stored = header.tensors[name].dtype
     if is_int8(name, header):
         return torch.float32 if is_float32(name) or dtype is None else dtype
@@ -134,7 +134,7 @@ def decoded_dtype(name: str, header: Header, dtype: torch.dtype | None) -> torch
 
 
 def decode(name: str, header: Header, read: Callable[[str], Tensor], dtype: torch.dtype | None) -> Tensor:
-    """A weight out of a stored file, as `decoded_dtype` says; `read` gives a stored tensor by name."""
+    """A weight from a file, in its `decoded_dtype`; `read` gives a stored tensor by name."""
     target = decoded_dtype(name, header, dtype)
     if is_int8(name, header):
         return dequantize(read(name), read(name + SCALE), target)

@@ -1,6 +1,6 @@
-"""The language model of one task, straight from its file: what the other task alone needs is never read.
+"""The language model of one task, read from its file without what only the other task needs.
 
-The task's LoRA is folded in while its layer is read, so the weights are in memory once, never twice.
+LoRA is folded in layer by layer while the file is read, so that weights are never in memory twice.
 """
 
 from itertools import chain
@@ -19,7 +19,7 @@ from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import Quantization, quantize
 
-OTHERS: dict[Task, tuple[str, ...]] = {  # what a task never touches
+OTHERS: dict[Task, tuple[str, ...]] = {  # task -> parts that it never uses
     "mmu": ("image_embedding", "image_mlp", "caption_mlp", "t2i_positions"),
     "t2i": ("projector", "mmu_positions"),
 }
@@ -35,10 +35,10 @@ def load_for_task(
     quantization: Quantization | None = None,
     other: OmniMamba | None = None,
 ) -> OmniMamba:
-    """The model for a task, LoRA folded in, in eval mode; what only another task needs is not there at all.
+    """The model for a task, LoRA folded in, in eval mode, without the parts that only the other task uses.
 
-    What it has in common with `other`, the one for the other task, is in memory once. Tensors that need no conversion
-    on a CPU stay in the mapped file. The file is checked whole, as strictly as for training. Raises CheckpointError.
+    Tensors that it has in common with `other`, the other task's model, are shared. On a CPU tensors that need no
+    conversion stay in the mapped file. The whole file is checked, as for training. Raises CheckpointError.
     """
     config = read_config(directory)
     path = part_path(directory, "model.safetensors")
@@ -52,7 +52,7 @@ def load_for_task(
     shared: dict[str, Tensor] = other.state_dict() if other is not None else {}
     pair = config.backbone.lora_name(task)
     tensors: dict[str, Tensor] = {}
-    wanted: dict[str, list[str]] = {}  # of what is not shared: the stored weights it is made of
+    wanted: dict[str, list[str]] = {}  # tensor that is not shared -> the stored weights it is made of
     for name in model.state_dict():
         own = pair == task and name.endswith(FOLDED)
         if name in shared and shared[name].dtype == storage.decoded_dtype(name, header, dtype) and not own:
@@ -72,6 +72,7 @@ def load_for_task(
 
 
 def _pair(name: str, pair: str) -> list[str]:
+    """Names of the LoRA pair A, B of an in_proj weight."""
     lora = name.removesuffix("weight") + f"lora.{pair}."
     return [lora + "A", lora + "B"]
 

@@ -1,4 +1,4 @@
-"""Text tokenizers: training them; and image tokenizers: reading them. Callable from Python; yields events."""
+"""Trains text tokenizers (yields events), and loads image tokenizers."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def train_text_tokenizer(
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """The words of a data file, as training will spell them."""
+    """The texts of a data file, as they will be tokenized in training."""
     if not path.is_dir() and path.suffix.lower() not in (".json", ".jsonl", *TABLES):
         try:
             with path.open(encoding="utf-8", errors="replace") as file:

@@ -167,7 +167,7 @@ def train(settings: StageSettings) -> Iterator[Event]:
 
 
 def _memory(settings: StageSettings, start: Start) -> AbstractContextManager[None]:
-    """What is said where memory runs out, in the words of the stage's options."""
+    """Turns running out of memory into an error that names the stage's options."""
     given: dict[Task, int] = {"mmu": settings.batch_mmu, "t2i": settings.batch_t2i}
     rows = {f"--batch-{task}" if settings.task is None else "--batch": given[task] for task in settings.tasks}
     parameters = [p for module in (start.model, start.towers) if module is not None for p in module.parameters()]
@@ -205,7 +205,7 @@ def _job(settings: StageSettings, start: Start, data: OpenData, accelerate: Acce
 
 
 def _run(loop: Loop, settings: StageSettings, start: Start) -> Iterator[Event]:
-    """The loop's events, and what is written on their occasion; only the first process writes."""
+    """The loop's events; writes the run's files as they occur, in the first process alone."""
     main, output = loop.accelerate.is_main_process, settings.output
     board = Board(output, loop.step) if main and settings.tensorboard else None
     if main:
@@ -213,7 +213,7 @@ def _run(loop: Loop, settings: StageSettings, start: Start) -> Iterator[Event]:
     for event in loop.run():
         if board is not None:
             board.write(event)
-        if isinstance(event, Evaluated) and main and not loop.sharded:  # no process has all weights then
+        if isinstance(event, Evaluated) and main and not loop.sharded:  # of shards no process has all
             yield event
             yield from _looked_at(event, loop, settings, start)
         elif isinstance(event, Finished):
@@ -229,7 +229,7 @@ def _run(loop: Loop, settings: StageSettings, start: Start) -> Iterator[Event]:
 
 
 def _looked_at(event: Evaluated, loop: Loop, settings: StageSettings, start: Start) -> Iterator[Event]:
-    """Sheets of an evaluation, the curves so far, and the model if it is the best yet."""
+    """After an evaluation: writes the sheets, the curves so far, and the model if it is the best yet."""
     output, held_out = settings.output, loop.held_out
     assert isinstance(held_out, HeldOutLanguage)
     sheets: dict[str, Image.Image | None] = {}

@@ -123,7 +123,7 @@ def _vq_job(settings: VQSettings, source: Pictures | ResidentPictures, device: t
 
 
 def _run_vq(loop: Loop, settings: VQSettings, model: VQModel) -> Iterator[Event]:
-    """The loop's events, and what is written on their occasion."""
+    """The loop's events; writes sheets as they occur, and the result at the end."""
     board = Board(settings.output, loop.step) if settings.tensorboard else None
     for event in loop.run():
         if board is not None:

@@ -1,28 +1,22 @@
 """Pictures from web addresses, where the user allowed that: http and https alone, limited in size and time."""
 
 import http.client
-import os
 import time
 import urllib.error
 import urllib.request
 
 from omnimamba_cli import __version__
+from omnimamba_cli.engine.remote import offline
 from omnimamba_cli.errors import InputError
 
 MOST_BYTES = 64_000_000
 TIMEOUT_S = 30.0  # for all of it
 CHUNK = 1 << 16
-SCHEMES = ("http://", "https://")
-
-
-def is_url(name: str) -> bool:
-    """Whether a name is a web address."""
-    return name.lower().startswith(SCHEMES)
 
 
 def fetch(url: str, *, most_bytes: int = MOST_BYTES, timeout_s: float = TIMEOUT_S) -> bytes:
     """The bytes behind an address, redirections followed. Raises InputError, by the address, for all that can fail."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+    if offline():
         raise InputError(f"{url}: is not fetched while offline", hint="leave --offline out, or unset HF_HUB_OFFLINE")
     deadline = time.monotonic() + timeout_s
     try:
@@ -46,7 +40,7 @@ def fetch(url: str, *, most_bytes: int = MOST_BYTES, timeout_s: float = TIMEOUT_
 def _body(answer: http.client.HTTPResponse, url: str, most_bytes: int, deadline: float, timeout_s: float) -> bytes:
     parts: list[bytes] = []
     size = 0
-    # read1: what has come, so that a server that drips cannot hold the clock
+    # read1 returns what has come, so that a slow server cannot keep us from looking at the clock
     while part := answer.read1(CHUNK):
         size += len(part)
         if size > most_bytes:
@@ -64,7 +58,7 @@ def _late(url: str, timeout_s: float) -> InputError:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """http and https with proxies and redirections; unlike urllib's own, no file, ftp or data behind a redirection."""
+    """Opens http and https, with proxies and redirections. Unlike urllib's own, never file:, ftp: or data:."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,

@@ -1,4 +1,4 @@
-"""Weights out of a safetensors file onto a device: while one is converted, the next ones are on their way."""
+"""Reads the weights of a safetensors file onto a device: while one is converted, the next ones are being read."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ from torch import Tensor
 from omnimamba_cli.engine import storage
 from omnimamba_cli.engine.safetensors_io import Header, read_safetensors, read_tensor
 
-THREADS = 4  # that read the disk and copy; converting is left to the caller's, since each has its own work space
-AHEAD = 8  # tensors, at most, that wait on the device
+THREADS = 4  # that read the disk and copy to the device; the caller's thread converts, for one work space is enough
+AHEAD = 8  # tensors at most that wait on the device
 
 
 class WeightFile:
@@ -42,11 +42,11 @@ class WeightFile:
         """A weight as `storage.decode` makes it."""
         if name in self._mapped and storage.decoded_dtype(name, self.header, dtype) == self._mapped[name].dtype:
             return self._mapped[name]
-        # not mapped: its pages would stay beside the copy
+        # read, not mapped: mapped pages would stay in memory beside the copy
         return storage.decode(name, self.header, self.stored, dtype)
 
     def stored(self, name: str) -> Tensor:
-        """A tensor as it is stored, on the device: converting is faster there."""
+        """A tensor as it is stored, but on the device, where it is converted faster."""
         if self._pool is None:
             return read_tensor(self.path, self.header, name)
         while self._todo and (len(self._coming) < AHEAD or name not in self._coming):

@@ -38,12 +38,12 @@ class TransformerConfig:
 
     @property
     def head_dim(self) -> int:
-        """Features a head p."""
+        """Features per head p."""
         return self.d_model // self.n_head
 
     @property
     def rotary_dim(self) -> int:
-        """Features a head that are rotated, an even number."""
+        """Features per head that are rotated, an even number."""
         return int(self.head_dim * self.rotary_share) // 2 * 2
 
     @property
@@ -227,8 +227,8 @@ class Transformer(nn.Module):
     def forward(self, ids: Tensor, positions: Tensor, cache: Cache | None = None, mask: Tensor | None = None) -> Tensor:
         """Ids (b l) that stand at positions (l) to hidden states (b l d).
 
-        Without a mask attention is causal; a mask (... l t) is boolean (True: seen) or added to the scores. One token
-        sees all that the cache shows; several after others need a mask (ValueError).
+        Without a mask attention is causal; a mask (... l t) is boolean (True: seen) or added to the scores. A single
+        token sees all that the cache shows. Raises ValueError for several tokens after cached ones without a mask.
         """
         x = self.embedding(ids)
         rope = rotary_table(self.config, positions, x.dtype)

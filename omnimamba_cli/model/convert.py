@@ -1,6 +1,6 @@
-"""Other people's checkpoints and ours: names and shapes, dict to dict. Reads no file, copies no tensor.
+"""Tensor names and shapes of other people's checkpoints and of ours, dict to dict. Reads no file, copies no tensor.
 
-Every function accounts for each tensor it is given or refuses it by name (CheckpointError).
+A conversion accounts for every tensor it is given, or raises CheckpointError naming the first that does not fit.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ def published_name(name: str) -> str:
 
 
 def _check_paper(config: ModelConfig) -> None:
-    """Raise CheckpointError for a model whose parts other people's layouts have no names for."""
+    """Raise CheckpointError for a model with parts that the published layout has no names for."""
     if config.deviations:
         raise CheckpointError(f"{config.name} has {' and '.join(config.deviations)}: the published layout has no such")
 
@@ -104,7 +104,7 @@ def published_names(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def differences(found: Shapes, expected: Shapes) -> list[str]:
-    """What does not fit, one sentence a kind with its count and first name; empty when everything does."""
+    """A sentence for what is missing, one for what is not expected, one for wrong shapes; empty when all fits."""
     missing = [n for n in expected if n not in found]
     extra = [n for n in found if n not in expected]
     misshapen = [n for n in expected if n in found and tuple(found[n]) != tuple(expected[n])]
@@ -167,11 +167,12 @@ def base_names(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a plain state-spaces/mamba2 language model, its tied head included."""
     _check_paper(config)
     rows = (config.text.vocab_size, config.backbone.d_model)
-    shared = {f"backbone.{name}": shape for name, shape in own_shapes(config).items() if _is_shared(name)}
-    return {"backbone.embedding.weight": rows} | shared | {"lm_head.weight": rows}
+    plain = {f"backbone.{name}": shape for name, shape in own_shapes(config).items() if _is_plain_mamba2(name)}
+    return {"backbone.embedding.weight": rows} | plain | {"lm_head.weight": rows}
 
 
-def _is_shared(name: str) -> bool:
+def _is_plain_mamba2(name: str) -> bool:
+    """Whether a plain Mamba-2 language model has this tensor too, under the same name."""
     return name.startswith(("layers.", "norm_f.")) and ".lora." not in name
 
 
@@ -190,21 +191,21 @@ def from_mamba2_base(
     embedding = tensors["backbone.embedding.weight"]
     if head in tensors and not torch.equal(tensors[head], embedding):
         raise CheckpointError(f"{what}: {head} differs from backbone.embedding.weight, to which it is tied")
-    shared = {name: tensors[f"backbone.{name}"] for name in own_shapes(config) if _is_shared(name)}
-    return {"text_embedding.weight": embedding} | shared
+    plain = {name: tensors[f"backbone.{name}"] for name in own_shapes(config) if _is_plain_mamba2(name)}
+    return {"text_embedding.weight": embedding} | plain
 
 
 def fresh_tensors(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
-    """All that a plain Mamba-2 language model lacks, float32, from the model's own initialisation.
+    """The tensors that a plain Mamba-2 language model lacks, float32, as a new model would initialise them.
 
-    Made by a model of one layer and few words, so that it costs no second copy of the backbone.
+    They come from a model of one layer and few words, so that the backbone is not made a second time.
     """
     small = dataclasses.replace(
         config,
         backbone=dataclasses.replace(config.backbone, n_layer=1),
         text=dataclasses.replace(config.text, base_vocab_size=1),
     )
-    wanted = [name for name in own_shapes(config) if name != "text_embedding.weight" and not _is_shared(name)]
+    wanted = [n for n in own_shapes(config) if n != "text_embedding.weight" and not _is_plain_mamba2(n)]
     b = config.backbone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -220,7 +221,7 @@ def fresh_tensors(config: ModelConfig, *, seed: int) -> dict[str, Tensor]:
 def from_vq(
     tensors: Mapping[str, Tensor], expected: Shapes, what: str = "the image tokenizer"
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """(tensors of the image tokenizer, names dropped). `expected`: names and shapes of our VQModel."""
+    """The image tokenizer's tensors, and the names that were dropped. `expected`: names and shapes of our VQModel."""
     dropped = [VQ_IGNORED] if VQ_IGNORED in tensors else []
     result = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     check(shapes_of(result), expected, what)

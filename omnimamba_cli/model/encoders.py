@@ -1,7 +1,7 @@
 """Image encoders of our models, in the names and shapes of timm's files: ViT (DINOv2, SigLIP) and ConvNeXt.
 
-For looking at pictures and for training, without timm, whose import takes seconds. b pictures, c channels, h w places
-of a map, k pixels a patch's side, n patches, d width. Sources: Dosovitskiy et al. 2020, arXiv:2010.11929; Darcet et al.
+They spare us timm, whose import takes seconds. Shapes: b pictures, c channels, h w places of a map, k pixels of a
+patch's side, n patches, d width. Sources: Dosovitskiy et al. 2020, arXiv:2010.11929; Darcet et al.
 2023, arXiv:2309.16588 (registers); Zhai et al. 2023, arXiv:2303.15343 (SigLIP); Liu et al. 2022, arXiv:2201.03545.
 """
 
@@ -63,7 +63,7 @@ OURS: dict[str, ViTSizes | ConvNeXtSizes] = {
 
 
 def build(name: str, options: Mapping[str, Any], layer: int) -> "ViT | ConvNeXt | None":
-    """The encoder by timm's name and options up to the block (ViT) or stage that is read; None: it is none of ours.
+    """The encoder of timm's name and options, up to the block (ViT) or stage `layer`; None where we have none.
 
     Raises ConfigError where the encoder has no such block, or sizes do not fit together.
     """
@@ -217,7 +217,8 @@ class ConvNeXtBlock(nn.Module):
         y = self.conv_dw(y).permute(0, 2, 3, 1)
         y = self.mlp(self.norm(y))
         if self.training and self.drop_path > 0:
-            kept = 1 - self.drop_path  # Huang et al. 2016, arXiv:1603.09382: whole rows, and the others the larger
+            # stochastic depth, Huang et al. 2016, arXiv:1603.09382: whole rows are zero, the others scaled up
+            kept = 1 - self.drop_path
             y = y * (y.new_empty(len(y), 1, 1, 1).bernoulli_(kept) / kept)
         return torch.addcmul(x, y, self.gamma)
 

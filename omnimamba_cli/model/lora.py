@@ -3,7 +3,6 @@
 Or one pair that both tasks use, or none: what the paper compares itself with.
 """
 
-import copy
 import math
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimamba_cli.config import Mamba2Config, Task
+from omnimamba_cli.model.meta import sharing_copy
 from omnimamba_cli.ops import halves
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class LoRALinear(nn.Module):
         self.one_pair = config.lora_names == ("shared",)
 
     def pair(self, task: Task) -> LoRAPair | None:
-        """What a task adds to the weight; None without LoRA."""
+        """The pair that a task uses; None without LoRA."""
         name = "shared" if self.one_pair else task
         if name not in self.lora:
             return None
@@ -53,7 +53,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor, task: Task) -> Tensor:
         """x (... in) to (... out) for one task.
 
-        On CUDA up to 7 meaningless columns may follow: the fast matrix kernels want a multiple of 8.
+        On CUDA up to 7 columns of padding may follow: the fast matrix kernels want a multiple of 8.
         """
         pair = self.pair(task)
         if pair is None:
@@ -96,15 +96,10 @@ def merged(model: M, task: Task) -> M:
 
 
 def merge(model: M, task: Task) -> M:
-    """The model itself for one task's inference, layer by layer: the other task's pairs, and the base, are gone."""
+    """Fold one task's pairs into the model itself, layer by layer: the other task's pairs and the base are dropped."""
     for layer in model.layers:
         layer.mixer.in_proj = MergedLinear(layer.mixer.in_proj, task)
     return model
-
-
-def sharing_copy(model: M) -> M:
-    """Modules of their own, with the same tensors."""
-    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 
 def is_merged(model: "OmniMamba", task: Task) -> bool:

@@ -17,7 +17,7 @@ from omnimamba_cli.ops.packing import Packing
 
 @dataclass(frozen=True)
 class Share:
-    """One task's sequences among the rows of a training step: `b` of them, `l` rows each, one behind the other."""
+    """One task's sequences among the packed rows of a training step: `b` sequences of `l` rows, one after another."""
 
     task: Task
     b: int
@@ -28,7 +28,7 @@ Shares = tuple[Share, ...]  # in the order of the rows
 
 
 def parts(rows: Tensor, shares: Shares) -> Iterator[tuple[Task, Tensor]]:
-    """Each task's own of the packed rows (t d), as (b l d)."""
+    """Packed rows (t d) cut into each task's sequences (b l d)."""
     for share, part in zip(shares, rows.split([s.b * s.l for s in shares]), strict=True):
         yield share.task, part.view(share.b, share.l, rows.shape[-1])
 
@@ -46,7 +46,7 @@ class RMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight, self.eps, self.dtype(x.device.type))
 
     def dtype(self, device_type: str) -> torch.dtype:
-        """What the next linear map works in."""
+        """The dtype that the next linear map works in: autocast's where that is on, else the weight's."""
         autocast = torch.is_autocast_enabled(device_type)
         return torch.get_autocast_dtype(device_type) if autocast else self.weight.dtype
 
@@ -121,7 +121,7 @@ class Block(nn.Module):
         conv_state: Tensor | None = None,
         ssm_state: Tensor | None = None,
     ) -> Tensor:
-        """residual (b l d) float32 of one task to the next one, or packed rows (t d) of the tasks' shares."""
+        """The next residual, float32, from residual (b l d) of one task or packed rows (t d) of the tasks' shares."""
         stateless = conv_state is None and ssm_state is None
         if stateless and isinstance(self.mixer.in_proj, LoRALinear):
             c = self.mixer.config
@@ -138,7 +138,7 @@ class Block(nn.Module):
         return residual + self.mixer(self.norm(residual), task, conv_state, ssm_state)
 
     def _in_one_step(self, rows: Tensor, shares: Shares, in_proj: LoRALinear) -> Tensor:
-        """The same for training on CUDA, see ops/triton_block.py."""
+        """What forward computes from packed rows, as one step of autograd on CUDA: see ops/triton_block.py."""
         fast, m = ops.block_module(), self.mixer
         pairs, bound = _pairs(in_proj, shares)
         dropout = fast.Dropout()
@@ -166,7 +166,7 @@ class Block(nn.Module):
 
 
 def _pairs(in_proj: LoRALinear, shares: Shares) -> tuple[list[LoRAPair], int]:
-    """The tasks' LoRA pairs, each once, and how many rows have the first one."""
+    """The tasks' LoRA pairs, each once, and how many rows use the first one (they come first)."""
     found: list[LoRAPair] = []
     bound = 0
     for share in shares:

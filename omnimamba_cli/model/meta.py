@@ -1,5 +1,6 @@
-"""Modules that have shapes and no memory."""
+"""Modules without memory of their own: with shapes alone, or sharing the tensors of others."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -27,3 +28,8 @@ def on_meta(build: Callable[[], M]) -> M:
     """What `build` makes, on the meta device."""
     with torch.device("meta"), _NoInit():
         return build()
+
+
+def sharing_copy(module: M) -> M:
+    """A copy of the modules that shares every tensor with the original."""
+    return copy.deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})

@@ -3,8 +3,8 @@
 "mmu" reads pictures (patches of the towers) and writes text; "t2i" reads text and writes image codes.
 Callers embed their pieces, run `forward` over any cut of the sequence, and ask `logits` where they need them.
 
-With a shared vocabulary, which the paper compares itself with, text ids and codes are rows of one table, text first,
-and in training all rows compete for the next token. Everything else, the MLPs after a lookup too, is the same.
+With vocabulary "shared" (an ablation of the paper) text ids and codes are rows of one table, text first, and in
+training all rows compete for the next token. Everything else is the same.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,24 @@ from omnimamba_cli.ops import halves
 
 
 def _mlp(widths: list[int], *, approximate: str = "none", bias: bool = True) -> nn.Sequential:
-    """Linear maps with GELU between them; the positions of the maps in the Sequential name the weights."""
+    """Linear maps with a GELU between each two; a map's index in the Sequential is in the names of its weights."""
     layers: list[nn.Module] = []
     for i, o in pairwise(widths):
         layers += [halves.Linear(i, o, bias=bias), nn.GELU(approximate=approximate)]
     return nn.Sequential(*layers[:-1])
 
 
+def check_positions(tokens: int, limit: int, task: Task) -> None:
+    """Raises InputError where a sequence of so many tokens is longer than the task's table of positions."""
+    if tokens > limit:
+        raise InputError(
+            f"{tokens} tokens are past the model's limit of {limit} for {task}",
+            hint="shorten the text or lower --max-new-tokens",
+        )
+
+
 class OmniMamba(nn.Module):
-    """The language model and all that is trained with it; towers and image tokenizer stand beside it."""
+    """The language model with its embeddings, projector and LoRA; towers and image tokenizer are separate modules."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,7 +62,7 @@ class OmniMamba(nn.Module):
         self.projector = _mlp([v, config.projector_mult * v, d, d]) if v else nn.Sequential()
         self.layers = nn.ModuleList(Block(config.backbone) for _ in range(config.backbone.n_layer))
         self.norm_f = RMSNorm(d, config.backbone.norm_eps)
-        self.narrow_heads = nn.ModuleDict()  # task -> a head in one byte a weight, see quantized
+        self.narrow_heads = nn.ModuleDict()  # task -> its quantized head, see model/quantized.py
         for table in (*tables, self.t2i_positions, self.mmu_positions):
             nn.init.normal_(table, std=0.02)
 
@@ -110,12 +119,12 @@ class OmniMamba(nn.Module):
         return self.norm_f(residual)
 
     def together(self, inputs: Mapping[Task, Tensor], *, recompute: bool = False) -> dict[Task, Tensor]:
-        """Embedded inputs (b l d) of each task to its hidden states (b l d): through every layer at once.
+        """Embedded inputs (b l d) of each task to its hidden states (b l d); both tasks share every layer's launches.
 
         With `recompute`, the backward pass runs each layer again instead of keeping what it computed inside: about a
         third more time, memory of one layer instead of all. Raises what forward raises.
         """
-        # the longest first: what walks along a sequence begins with those that take longest
+        # the longest first: kernels that walk along a sequence should begin with those that take longest
         ordered = sorted(inputs.items(), key=lambda item: -item[1].shape[1])
         shares = tuple(Share(task, *x.shape[:2]) for task, x in ordered)
         placed = [self._placed(x, task, 0).flatten(0, 1) for task, x in ordered]
@@ -125,32 +134,27 @@ class OmniMamba(nn.Module):
         return dict(parts(self.norm_f(rows), shares))
 
     def _placed(self, x: Tensor, task: Task, start: int) -> Tensor:
-        """x (b l d) with its positions from `start` on, float32 at least: the first residual."""
+        """x (b l d) plus the learned positions from `start` on, float32 or wider: the first residual."""
         end = start + x.shape[1]
         table = self.positions(task)
-        if end > len(table):
-            raise InputError(
-                f"{end} tokens are past the model's limit of {len(table)} for {task}",
-                hint="shorten the text or lower --max-new-tokens",
-            )
+        check_positions(end, len(table), task)
         placed = x + table[start:end]
         return placed if x.dtype == torch.float64 else placed.float()
 
     def logits(self, hidden: Tensor, task: Task) -> Tensor:
         """Hidden states (... d) to scores over the task's own vocabulary (... v); heads are tied to the embeddings.
 
-        Of a shared vocabulary these are the task's rows: an answer is text and a drawing is codes, so that what is
-        drawn from them is what would be drawn from all rows with the others forbidden.
+        With a shared vocabulary too these are the task's own rows alone: an answer is text, a drawing is codes.
         """
         if task in self.narrow_heads:
             return self.narrow_heads[task](hidden)
         return F.linear(hidden, self.head(task))
 
     def training_logits(self, hidden: Tensor, task: Task) -> Tensor:
-        """Scores (... r) of all rows that compete for the next token in training; the task's begin at `first_row`.
+        """Scores (... r) of all rows that compete for the next token in training; the task's own begin at `first_row`.
 
-        Decoupled, these are `logits`; of a shared vocabulary every row of text and code. Needs a model that is not
-        quantized.
+        With decoupled vocabularies they are `logits`, with a shared one all rows of text and codes. Raises ValueError
+        for a quantized model with a shared vocabulary.
         """
         if not self.shared:
             return self.logits(hidden, task)
@@ -159,11 +163,11 @@ class OmniMamba(nn.Module):
         return F.linear(hidden, self.vocabulary.weight)
 
     def first_row(self, task: Task) -> int:
-        """Where a task's own ids begin in `training_logits`."""
+        """The row of `training_logits` at which a task's own ids begin."""
         return self.config.text.vocab_size if self.shared and task == "t2i" else 0
 
     def head(self, task: Task) -> Tensor:
-        """The rows (v d) of a task's own vocabulary: its head and, before any MLP, its embedding."""
+        """The rows (v d) of a task's vocabulary: its head and, tied to it, its embedding (before the MLP of codes)."""
         if not self.shared:
             return self.text_embedding.weight if task == "mmu" else self.image_embedding.weight
         text = self.config.text.vocab_size

@@ -1,9 +1,7 @@
-"""Weights of one byte for inference: int8 or float8 (e4m3), a float32 scale for each output row.
+"""Weights of one byte for inference: int8 or float8 (e4m3), with a float32 scale for each output row.
 
-int8 on a CPU is kept in the order that its products want (see ops/packed_int8.py).
-
-Only what a decoding step reads in full is narrowed: in_proj, out_proj and the task's head. Embeddings, norms, the
-convolution and everything that runs once a sequence keep their dtype.
+Only what every decoding step reads in full is quantized: in_proj, out_proj and the task's head. Embeddings, norms, the
+convolution and what runs once a sequence keep their dtype. On a CPU int8 is packed, see ops/packed_int8.py.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +22,7 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}  # of e4m3 without infinities
 
 
 def quantize_rows(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
-    """(values of weight's shape (o i) in one byte each, scale (o) float32); values * scale is the weight, rounded."""
+    """weight (o i) to values (o i) of one byte and scale (o) float32; values * scale is the weight, rounded."""
     # in slabs: the float32 copies then stay small
     slabs = [_quantize_slab(slab, kind) for slab in weight.detach().split(max(1, SLAB // weight.shape[1]))]
     return torch.cat([values for values, _ in slabs]), torch.cat([scale for _, scale in slabs])
@@ -40,7 +38,7 @@ def _quantize_slab(rows: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
 
 
 def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """x (... i) to (... o) in x's dtype: by narrow weights (o i) and their scale, or weights of x's dtype and none."""
+    """x (... i) times weight (o i), to (... o) in x's dtype. Weights of one byte have a scale (o); others have None."""
     if scale is None:
         return F.linear(x, weight)
     # scaled after the product: the narrow values are exact in half precision, the scaled ones are not

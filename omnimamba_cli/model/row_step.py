@@ -1,8 +1,8 @@
-"""One token of a few sequences through a merged model on a CPU: no work and no memory that a step need not have.
+"""One token of a few sequences through a merged model on a CPU, with as little work and memory as a step can have.
 
-The same arithmetic as the model's own forward (see reference), in float32. Every product is written where it is read,
-what does not change is prepared once, and the state lies turned: (n, p) instead of (p, n), so that the long axis is the
-inner one.
+The arithmetic is that of the model's own forward, in float32. Results are written straight into the buffers they are
+read from, and what does not change is prepared once. The state is transposed, (n p) instead of (p n), to have the
+longer axis inside.
 """
 
 import math
@@ -21,7 +21,7 @@ from omnimamba_cli.ops.row_products import RowProduct, row_product
 
 @dataclass(frozen=True)
 class Norm:
-    """rms_norm in three passes over a row: its length, a division, a product."""
+    """rms_norm in three passes over a row: its Euclidean length, a division, a product with `gain`."""
 
     gain: Tensor  # (c), the weight times sqrt(c)
     eps: Tensor  # (), the root of c * eps
@@ -46,11 +46,11 @@ class RowLayer:
 
     norm: Norm
     into: RowProduct
-    taps: list[Tensor]  # k of (k 1 c): slot j holds the tap of the time in slot j when the newest is in slot i
+    taps: list[Tensor]  # k tensors (k 1 c): taps[i][j] is for ring slot j while the newest input is in slot i
     bias: Tensor  # (c)
     dt_bias: Tensor  # (h)
     A: Tensor  # (h) < 0
-    D: Tensor  # (e), of each channel its head's
+    D: Tensor  # (e): each head's value, repeated for its channels
     gated_norm: Norm
     out: RowProduct
 
@@ -89,7 +89,7 @@ class RowMemory:
         self.y = torch.empty(rows, e)
         self.slots = [list(layer) for layer in self.ring]
         self.rings = list(self.ring)
-        # a row's state of one layer with what it meets: row by row, since one such state fits the second-level cache
+        # each row's state with its own views of the buffers: one row's state of a layer fits the second-level cache
         read = list(zip(self.decay, self.B, self.grown, self.C, self.y.view(rows, g, 1, e // g), strict=True))
         self.states = [list(zip(layer, read, strict=True)) for layer in self.ssm]
 
@@ -122,7 +122,7 @@ class RowStepper:
         return m.logits
 
     def _mix(self, layer: RowLayer, m: RowMemory, i: int, turn: int) -> None:
-        """m.proj to m.y (b e): convolution, state and gate of layer i."""
+        """m.proj to m.y (b e): convolution, state and gate of layer i; `turn` is the ring slot of this token."""
         m.slots[i][turn].copy_(m.new)
         torch.mul(m.rings[i], layer.taps[turn], out=m.window)
         torch.sum(m.window, 0, out=m.xBC)

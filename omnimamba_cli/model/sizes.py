@@ -17,8 +17,8 @@ UNKNOWN_TOWER = "unknown"  # a model directory without towers may have a config 
 def config_from_shapes(shapes: Shapes, what: str = "the checkpoint") -> ModelConfig:
     """The configuration of a published or a plain Mamba-2 checkpoint.
 
-    Of the presets and what the shapes themselves tell, the one with fewest differences: a damaged tensor then shows
-    as that one tensor. Raises CheckpointError where nothing can be told.
+    Candidates are the presets and a configuration derived from the shapes; the one with fewest differences wins, so
+    that a damaged tensor is later reported as that one tensor. Raises CheckpointError where the shapes make no model.
     """
     published = convert.is_published(shapes)
     candidates, impossible = [PRESETS["1.3b"], PRESETS["370m"]], ""
@@ -113,6 +113,6 @@ def vq_from_shapes(shapes: Shapes, like: VQConfig, what: str = "the image tokeni
 
 
 def _count(names: Iterable[str], prefix: str) -> int:
-    """One more than the highest number that follows the prefix."""
+    """How many numbered items follow the prefix: one more than the highest number."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     return max(int(match[1]) for name in names if (match := pattern.match(name))) + 1

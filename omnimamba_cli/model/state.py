@@ -1,4 +1,4 @@
-"""What a sequence leaves behind: constant size, whatever its length."""
+"""The recurrent state of sequences: its size does not depend on their length."""
 
 from dataclasses import dataclass
 from typing import Self

@@ -1,4 +1,4 @@
-"""One token through a merged model on memory that stays where it is, so that the step can be recorded and repeated."""
+"""One token through a merged model, in memory whose addresses never change: a CUDA graph can record the step."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -44,18 +44,18 @@ class StepLayer:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step of many rows has besides."""
+    """What only a step of many rows needs."""
 
     plan: BatchPlan
-    normed: Tensor  # (rows d), the residual's norm
-    parts: Tensor  # (splits rows d), out_proj's
-    gated: Squares  # of what goes into out_proj
+    normed: Tensor  # (rows d), the normed residual
+    parts: Tensor  # (splits rows d): out_proj's output, whose sum over splits joins the residual
+    gated: Squares  # of the input of out_proj, for its norm
 
 
 class StepMemory:
-    """Everything that a step reads and writes, for `rows` sequences; ring and ssm are the state, see reference.
+    """Everything that a step reads and writes, for `rows` sequences; ring and ssm are the state, see ops/reference.py.
 
-    plan: of a step of many rows; without it they go through the vector kernels.
+    With a `plan` the rows go through the kernels for many rows, else through the vector kernels.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class StepMemory:
     ) -> None:
         c, device = config, like.device
 
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(*shape, device=device, dtype=dtype)
 
-        self.residual = empty(rows, c.d_model)
-        self.proj = empty(rows, c.d_in_proj, dtype=like.dtype if plan else torch.float32)
-        self.gated = empty(rows, c.d_inner, dtype=like.dtype)
-        self.logits = empty(rows, vocabulary)
-        self.ring = empty(c.n_layer, rows, c.d_conv, c.conv_dim, dtype=like.dtype)
-        self.ssm = empty(c.n_layer, rows, c.nheads, c.headdim, c.d_state, dtype=state_dtype)
-        self.position = empty(rows, dtype=torch.int64)
-        self.busy = False  # a decoding that has not ended works in it
+        self.residual = zeros(rows, c.d_model)
+        self.proj = zeros(rows, c.d_in_proj, dtype=like.dtype if plan else torch.float32)
+        self.gated = zeros(rows, c.d_inner, dtype=like.dtype)
+        self.logits = zeros(rows, vocabulary)
+        self.ring = zeros(c.n_layer, rows, c.d_conv, c.conv_dim, dtype=like.dtype)
+        self.ssm = zeros(c.n_layer, rows, c.nheads, c.headdim, c.d_state, dtype=state_dtype)
+        self.position = zeros(rows, dtype=torch.int64)  # of the token that the next step reads
+        self.busy = False  # while a decoding that has not ended uses it
         self.batch: Batch | None = None
         if plan is not None:
             # the library's product has its inputs' dtype
@@ -87,9 +87,9 @@ class StepMemory:
             sums = c.nheads * plan.mixer.programs(c.headdim)
             self.batch = Batch(
                 plan,
-                normed=empty(rows, c.d_model, dtype=like.dtype),
-                parts=empty(plan.out.splits, rows, c.d_model, dtype=summed),
-                gated=Squares(empty(rows, sums), c.d_inner, c.norm_eps),
+                normed=zeros(rows, c.d_model, dtype=like.dtype),
+                parts=zeros(plan.out.splits, rows, c.d_model, dtype=summed),
+                gated=Squares(zeros(rows, sums), c.d_inner, c.norm_eps),
             )
 
     def new_state(self) -> InferenceState:
@@ -99,7 +99,7 @@ class StepMemory:
         return InferenceState(self.ring.new_zeros(n_layer, rows, k - 1, c), self.ssm)
 
     def spread(self, other: "StepMemory", rows: Tensor) -> None:
-        """State and scores out of another memory: its row rows[i] (of len(rows)) becomes row i."""
+        """Copy state and scores from another memory: row i here becomes a copy of row rows[i] there."""
         for mine, theirs in ((self.ring, other.ring), (self.ssm, other.ssm)):
             torch.index_select(theirs, 1, rows, out=mine)
         self.position.copy_(other.position[rows])
@@ -109,11 +109,11 @@ class StepMemory:
         """Go on where a prefill ended; its ssm may be this memory's own."""
         k = self.ring.shape[2]
         for i in range(k - 1):
-            # time position - (k - 1) + i
+            # conv[i] is the input of time position - (k - 1) + i
             self.ring[:, :, (state.position + 1 + i) % k] = state.conv[:, :, i]
         if state.ssm is not self.ssm:
             self.ssm.copy_(state.ssm)
-        self.position.fill_(state.position - 1)
+        self.position.fill_(state.position - 1)  # drawing the next token adds one, see ops.draw.advance
 
 
 class Stepper:
@@ -134,7 +134,7 @@ class Stepper:
         return StepMemory(c, rows, vocabulary, like, state_dtype, plan)
 
     def step(self, memory: StepMemory) -> None:
-        """residual (one embedded token a row) to logits; the state advances."""
+        """From memory.residual (one embedded token a row) to memory.logits; the state advances."""
         if memory.batch is not None:
             self._step_batch(memory, memory.batch)
             return
@@ -147,15 +147,15 @@ class Stepper:
 
     def _step_batch(self, m: StepMemory, b: Batch) -> None:
         ops, plan, parts = self.kernels, b.plan, None
+        ours = plan.into.method != "library"  # our in_proj also convolves; after torch.mm the mixer does
         for i, layer in enumerate(self.layers):
             self._join_norm(m, b, parts, layer.into.norm)
-            ours = plan.into.method != "library"
-            convolution = (
-                Convolution(m.ring[i], m.position, layer.conv, layer.bias, self.config.d_inner) if ours else None
-            )
+            convolution = None
+            if ours:
+                convolution = Convolution(m.ring[i], m.position, layer.conv, layer.bias, self.config.d_inner)
             ops.product(b.normed, layer.into.weight, layer.into.scale, m.proj[None], plan.into, convolution=convolution)
-            mixed = {"norm": layer.out.norm, "squares": b.gated.parts, "convolved": ours, "chained": ours}
-            self._mix(m, i, plan=plan.mixer, **mixed)
+            norm, squares = layer.out.norm, b.gated.parts
+            self._mix(m, i, plan=plan.mixer, norm=norm, squares=squares, convolved=ours, chained=ours)
             ops.product(m.gated, layer.out.weight, layer.out.scale, b.parts, plan.out)
             parts = b.parts
         self._score_batch(m, b, parts)
@@ -165,13 +165,13 @@ class Stepper:
         self.kernels.product(b.normed, self.head.weight, self.head.scale, m.logits[None], b.plan.head)
 
     def read(self, x: Tensor, memory: StepMemory) -> None:
-        """Embedded prefixes with their places, x (rows l d), to the state after them and logits, all in memory.
+        """Read whole prefixes x (rows l d), embedded with their positions: state and logits after them go into memory.
 
-        What memory held before is gone. Needs the kernels' `reading`.
+        What memory held before is overwritten. Needs the kernels' `reading`.
         """
         m, eps, groups, ops = memory, self.config.norm_eps, self.config.ngroups, self.kernels.reading
         assert ops is not None
-        m.ring.zero_()  # of the times before a short prefix
+        m.ring.zero_()  # a prefix shorter than the convolution leaves some slots unwritten
         residual, y = x.float(), None
         for i, layer in enumerate(self.layers):
             normed = ops.add_norm(residual, y, layer.into.norm, eps)
@@ -199,9 +199,9 @@ class Stepper:
         )
 
     def _join_norm(self, m: StepMemory, b: Batch, parts: Tensor | None, norm: Tensor) -> None:
-        # without parts it is the first kernel of a step
-        ours = parts is not None and b.plan.out.method != "library"
-        self.kernels.join_norm(m.residual, parts, b.gated, norm, self.config.norm_eps, b.normed, chained=ours)
+        # without parts this is the first kernel of a step
+        after_ours = parts is not None and b.plan.out.method != "library"
+        self.kernels.join_norm(m.residual, parts, b.gated, norm, self.config.norm_eps, b.normed, chained=after_ours)
 
 
 def _layer(block: nn.Module) -> StepLayer:
@@ -218,9 +218,9 @@ def _layer(block: nn.Module) -> StepLayer:
 
 
 def embedding_tables(model: OmniMamba, task: Task, *, piece: int = 2048) -> tuple[Tensor, Tensor]:
-    """(table (v d), places (positions d)): what a written token is read as.
+    """The task's tables: embeddings (v d) and positions (positions d), which a step adds up to its next input.
 
-    Of image codes every entry goes through its MLP once, here, instead of once a step.
+    Image codes go through their MLP here, all entries once, instead of one entry in each step.
     """
     if task == "mmu":
         return model.head("mmu").detach(), model.mmu_positions.detach()

@@ -1,4 +1,4 @@
-"""A model under another choice of what its tasks share: dict to dict, where nothing that was learned is lost."""
+"""A model's tensors for another choice of what its tasks share (vocabulary, LoRA). Loses nothing that was learned."""
 
 from collections.abc import Mapping
 

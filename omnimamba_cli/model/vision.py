@@ -1,9 +1,8 @@
-"""Frozen image encoders: patches of the block before the last, joined by feature.
+"""The image encoders (towers) of a model: features of each patch, from the block that the config names, concatenated.
 
-`_network` decides whose code an encoder is: ours (encoders.py) where it is one of ours, timm's for any other name.
+`_network` decides whose code runs: ours (encoders.py) for the encoders it has, timm's for any other name.
 """
 
-import copy
 from functools import cache
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from omnimamba_cli.config import TowerConfig
 from omnimamba_cli.model import encoders
+from omnimamba_cli.model.meta import sharing_copy
 
 CPU_PICTURES = 8  # at once on a CPU: maps of more leave its caches, and take a sixth longer a picture
 
@@ -43,7 +43,7 @@ def _timm(config: TowerConfig) -> Any:  # Any: timm has no types
 
 @cache
 def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers as (c 1 1), kept: each copy from the host would wait for all that the GPU still has to do."""
+    """Numbers as a tensor (c 1 1), cached: copying them each time would wait for all that the GPU still has to do."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
@@ -95,12 +95,11 @@ class VisionTowers(nn.Module):
 
 
 def narrowed(towers: VisionTowers, dtype: torch.dtype) -> VisionTowers:
-    """Frozen towers for use under autocast to a 16-bit dtype: they see, bit for bit, what the given ones see there.
+    """Frozen towers for use under autocast to a 16-bit dtype, with bit for bit the same outputs as the given ones.
 
-    The weights that autocast would narrow at every look are narrowed once; all other tensors are shared.
+    The weights that autocast would cast at every call are cast once; all other tensors are shared.
     """
-    tensors = [*towers.parameters(), *towers.buffers()]
-    result = copy.deepcopy(towers, {id(t): t for t in tensors})
+    result = sharing_copy(towers)
     result.pixels_dtype = towers.dtype
     for module in result.modules():
         if type(module) in (nn.Linear, nn.Conv2d):  # no derived class: it may use its weights in other ways

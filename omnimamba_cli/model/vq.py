@@ -26,15 +26,13 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(i, o, 3, padding=1)
         self.norm2 = Norm(o, groups)
         self.conv2 = nn.Conv2d(o, o, 3, padding=1)
-        if i != o:
-            self.nin_shortcut = nn.Conv2d(i, o, 1)
-        self.widens = i != o
+        self.nin_shortcut = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b i h w) to (b o h w)."""
         y = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(F.silu(self.norm2(y)))
-        return (self.nin_shortcut(x) if self.widens else x) + y
+        return self.nin_shortcut(x) + y
 
 
 class Attention(nn.Module):

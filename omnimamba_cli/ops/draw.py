@@ -1,6 +1,6 @@
-"""The end of a decoding step: what a draw depends on, the memory it works in, and its bookkeeping in plain PyTorch.
+"""The end of a decoding step, from a chosen token to the next step's input, in plain PyTorch; its settings and memory.
 
-How a token is chosen from scores is engine/sampling.py's; a kernel that does it here is held to that by tests.
+How a token is chosen from scores is in engine/sampling.py; ops/triton_draw.py does both, held to these two by tests.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DrawRule:
-    """How a token follows from scores; everything that is fixed in a recorded step."""
+    """The sampling settings that are fixed in a recorded step."""
 
     temperature: float  # 0: the likeliest
     top_k: int = 0
@@ -18,7 +18,7 @@ class DrawRule:
     min_p: float = 0.0
     penalty: float = 1.0  # of repetition; 1: off
     guidance: float = 1.0  # 1: off
-    limit: int = 0  # ids from here on are never written
+    limit: int = 0  # ids from here on are never drawn
 
     @property
     def guided(self) -> bool:
@@ -33,21 +33,21 @@ class DrawRule:
 
 @dataclass
 class DrawBuffers:
-    """Memory that a step's end reads and writes; b sequences, with guidance 2b rows, a ring of t steps."""
+    """Memory that the end of a step reads and writes, for b sequences (2b rows with guidance) and a ring of t steps."""
 
     logits: Tensor  # (rows v) float32
     seen: Tensor | None  # (b v) int8, 1 where the token was written; only where repetition is penalized
     uniform: Tensor  # (t b) float64 in [0,1), step i in slot i % t
-    tokens: Tensor  # (t b) int64, likewise
+    tokens: Tensor  # (t b) int64, step i in slot i % t
     count: Tensor  # (b) int64, tokens drawn
     position: Tensor  # (rows) int64, of the token that is read next
     residual: Tensor  # (rows d) float32, that token embedded
 
 
 def advance(buffers: DrawBuffers, table: Tensor, places: Tensor, chosen: Tensor) -> None:
-    """Write the chosen tokens (b) down and make them the next step's input.
+    """Record the chosen tokens (b) and make them the next step's input, in place.
 
-    table (v d) embeds them, places (positions d) is added; both have the model's dtype. Everything is in place.
+    table (v d) embeds them, places (positions d) is added; both have the model's dtype.
     """
     t = buffers
     b = len(chosen)
@@ -58,12 +58,12 @@ def advance(buffers: DrawBuffers, table: Tensor, places: Tensor, chosen: Tensor)
         t.seen.scatter_(1, chosen[:, None], 1)
     t.position += 1
     twice = len(t.position) // b
-    # past the table only steps that nobody asked for: they run until the stop is noticed
+    # clamped: a few steps still run after a sequence's last token, until the stop is noticed
     place = t.position.clamp(max=len(places) - 1)
     t.residual.copy_(table[chosen.repeat(twice)] + places[place])
 
 
 def uniform_now(buffers: DrawBuffers) -> Tensor:
-    """The numbers (b) that this step draws with."""
+    """The uniform numbers (b) of this step."""
     t = buffers
     return t.uniform.gather(0, (t.count % len(t.uniform))[None])[0]

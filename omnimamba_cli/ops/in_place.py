@@ -1,6 +1,6 @@
-"""The reference's scan and convolution where no gradient is wanted: the same sums with few passes over memory.
+"""The reference's scan and convolution for a CPU and without gradients: the same sums in fewer passes over memory.
 
-Plain PyTorch for a CPU. What is written over here the reference keeps for its backward pass.
+Plain PyTorch. Intermediate results are overwritten, which the reference must keep for its backward pass.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEAR = 1 << 18  # elements of a tensor that the caches near a processor keep
+NEAR = 1 << 18  # elements of a tensor that stay in a core's own caches
 CHUNK = 39  # positions; a head's chunk of squares then stays in the nearest cache, and 77 is two of them
 
 
@@ -44,13 +44,13 @@ def ssd_scan(
 
 
 def _slices(rows: int, elements: int) -> Iterator[slice]:
-    """Rows that are worked on together, each of so many elements."""
+    """Slices of `rows` rows, each with as many rows of so many elements as stay in the caches."""
     size = max(1, NEAR // elements)
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def _scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, out: Tensor) -> None:
-    """Some rows of ssd_scan: y into `out` (b l h p), the state (b h p n) brought to its end."""
+    """ssd_scan of some rows: writes y into `out` (b l h p), updates the state (b h p n)."""
     b, l, h, p = x.shape
     g, n = B.shape[2:]
     r = h // g  # heads a group
@@ -70,9 +70,9 @@ def _scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, sta
 
 
 def _chunk(xs: Tensor, Bs: Tensor, Cs: Tensor, sums: Tensor, state: Tensor, sizes: tuple[int, int, int]) -> Tensor:
-    """One chunk's y (b*h q p); the state (b*h p n) is brought to its end.
+    """One chunk's y (b*h q p); updates the state (b*h p n) from the chunk's start to its end.
 
-    xs (b*h q p); Bs, Cs (b*g q n); sums (b*h q), logarithms of the decay up to each position; sizes b, g, h/g.
+    xs = dt x (b*h q p); Bs, Cs (b*g q n); sums (b*h q), logarithms of the decay up to each position; sizes b, g, h/g.
     """
     b, g, r = sizes
     q, p, n = xs.shape[1], xs.shape[2], Bs.shape[2]

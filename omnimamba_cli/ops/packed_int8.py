@@ -1,7 +1,7 @@
-"""int8 weights on an x86 CPU by FBGEMM, which PyTorch brings: read at the rate of the memory, summed in integers.
+"""int8 weights on an x86 CPU by FBGEMM, which comes with PyTorch: as fast as the weights can be read from memory.
 
-FBGEMM rounds its inputs to 8 bits, an error of 1.5 %. Here each row goes through it twice, rounded and then what the
-rounding left, which costs no time as long as the weights are what is waited for: 14 bits, an error of 0.01 %.
+FBGEMM rounds its inputs to 8 bits, an error of 1.5 %. So each row is multiplied twice in one call: rounded, and then
+the rounding's remainder. Together that is 14 bits, an error of 0.01 %; reading the weights takes longer than either.
 """
 
 import functools
@@ -63,7 +63,7 @@ class PackedInt8:
 
 @functools.cache
 def refusal() -> str | None:
-    """Why this PyTorch and processor cannot; None when a small product came out exactly."""
+    """Why int8 products do not run here; None where a small product came out exactly."""
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         return "this PyTorch has no FBGEMM, which is for x86"
     generator = torch.Generator().manual_seed(0)

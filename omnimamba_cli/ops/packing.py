@@ -1,6 +1,6 @@
-"""Sequences of one or two lengths, one behind the other in the rows of a tensor: so tasks share a step's launches.
+"""Sequences of one or two lengths, one after another in the rows of a tensor, so that both tasks share kernel launches.
 
-Knows no kernel; what kernels do with it is in triton_math.
+Knows no kernel; how kernels find their sequence is in triton_math.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Packing:
-    """`b` sequences of `l` rows each, behind them `more` of `more_l`."""
+    """`b` sequences of `l` rows each, then `more` sequences of `more_l` rows each."""
 
     b: int
     l: int
@@ -18,30 +18,30 @@ class Packing:
 
     @classmethod
     def of(cls, shapes: Sequence[tuple[int, int]]) -> "Packing":
-        """Sequences of (how many, how long), of two lengths at most."""
+        """From (number of sequences, their length), one or two pairs."""
         assert 1 <= len(shapes) <= 2, "two tasks at most share a launch"
         return cls(*shapes[0], *(shapes[1] if len(shapes) > 1 else ()))
 
     @property
     def sequences(self) -> int:
-        """Of both lengths."""
+        """Number of sequences, of both lengths together."""
         return self.b + self.more
 
     @property
     def rows(self) -> int:
-        """Of all sequences."""
+        """Number of rows of all sequences together."""
         return self.b * self.l + self.more * self.more_l
 
     def pieces(self, size: int) -> int:
-        """Of at most `size` rows, if every sequence is cut by itself."""
+        """Number of pieces of at most `size` rows, where every sequence is cut by itself."""
         return self.b * -(-self.l // size) + self.more * -(-self.more_l // size)
 
     @property
     def longest(self) -> int:
-        """Rows."""
+        """Rows of the longest sequence."""
         return max(self.l, self.more_l if self.more else 0)
 
     @property
     def lengths(self) -> tuple[int, int, int]:
-        """What kernels are told: b, l, more_l."""
+        """The three numbers that kernels need: b, l, more_l."""
         return self.b, self.l, self.more_l

@@ -1,6 +1,6 @@
-"""The truth every faster backend is held to: plain PyTorch, any device, any length, differentiable.
+"""What every faster backend must equal: plain PyTorch, any device, any length, differentiable.
 
-Held itself to a float64 step-by-step recurrence by tests/ops. Works in float32, or in float64 for float64 input.
+Is itself tested against a float64 step-by-step recurrence in tests/ops. Computes in float32, or in float64 if given it.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """The dtype sums are kept in: float32, float64 for float64."""
+    """The dtype of sums: float32, or float64 for float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     """x (... c) over its root mean square, times weight (c).
 
-    Computed in float32 (float64 for float64) and returned in `dtype`, or in that.
+    Computed in float32 (float64 for float64) and returned in `dtype`, by default the one it was computed in.
     """
     wide = _wide(x)
     return F.rms_norm(x.to(wide), (x.shape[-1],), weight.to(wide), eps).to(dtype or wide)
@@ -135,9 +135,9 @@ def ssd_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tens
 def normed_product(
     x: Tensor, norm: Tensor, eps: float, weight: Tensor, scale: Tensor | None, out: Tensor, *, add: bool
 ) -> None:
-    """out (b r) = rms_norm(x) W^T, or += with `add`; for x (b c), norm (c), W = weight (r c) times scale (r) if given.
+    """out (b r) = rms_norm(x) W^T, or += with `add`. x (b c); norm (c); W is weight (r c), times scale (r) if given.
 
-    Weights may be int8 or float8 with a scale for each row; sums in float32 (float64 for float64).
+    With a scale the weights may be int8 or float8. Sums in float32 (float64 for float64).
     """
     wide = _wide(x)
     y = F.linear(rms_norm(x, norm, eps), weight.to(wide))
@@ -150,17 +150,17 @@ def normed_product(
 
 
 class Convolution(NamedTuple):
-    """One step of the causal convolution and its SiLU over some neighbouring channels of a product."""
+    """One step of the causal convolution, for `product` to run on some neighbouring channels of its result."""
 
-    ring: Tensor  # (b k c), its inputs, time t in slot t % k; updated in place
+    ring: Tensor  # (b k c), the last inputs, time t in slot t % k; updated in place
     position: Tensor  # (b) int64, the token's place in its sequence
     taps: Tensor  # (k c), the last is the present
     bias: Tensor  # (c)
-    first: int  # where its channels begin
+    first: int  # the first of its channels in the product
 
 
 def convolve(x: Tensor, how: Convolution) -> Tensor:
-    """The channels (b c) of x (b r) after the convolution's step, whose ring goes on."""
+    """One convolution step and SiLU on channels of x (b r): returns them (b c), and puts the input into the ring."""
     wide = _wide(x)
     _, k, c = how.ring.shape
     rows, times = torch.arange(len(x), device=x.device), torch.arange(k, device=x.device)
@@ -171,10 +171,13 @@ def convolve(x: Tensor, how: Convolution) -> Tensor:
 
 
 class Squares(NamedTuple):
-    """What is left to do of a norm whose weight alone is in x: its factor, one number a row, after the product."""
+    """The unfinished half of an RMS norm: x was multiplied by the norm's weight, but not yet by 1 / rms.
 
-    parts: Tensor  # (b s), sums of squares before the weight; of a row they add up to the whole row's
-    columns: int  # whose squares these are
+    1 / rms is one number a row, so it can be multiplied in after the product that follows the norm.
+    """
+
+    parts: Tensor  # (b s), partial sums of squares before the weight; a row's parts add up to its whole sum
+    columns: int  # values in a row
     eps: float
 
     def factor(self) -> Tensor:
@@ -185,10 +188,10 @@ class Squares(NamedTuple):
 def product(
     x: Tensor, weight: Tensor, scale: Tensor | None, out: Tensor, *, convolution: Convolution | None = None
 ) -> None:
-    """Parts out (s b r) of x W^T, whose sum it is; for x (b c), W = weight (r c) times scale (r) if given.
+    """Fill out (s b r) with parts whose sum over s is x W^T. x (b c); W is weight (r c), times scale (r) if given.
 
-    Weights may be int8 or float8 with a scale for each row; sums in float32 (float64 for float64). With a convolution,
-    which wants one part, some channels go through that.
+    With a scale the weights may be int8 or float8. Sums in float32 (float64 for float64). With a convolution (and one
+    part) some channels of the product go through it.
     """
     wide = _wide(x)
     y = F.linear(x.to(wide), weight.to(wide))
@@ -200,9 +203,9 @@ def product(
 
 
 def join_norm(residual: Tensor, parts: Tensor | None, squares: Squares, norm: Tensor, eps: float, out: Tensor) -> None:
-    """residual (b d) += the parts' (s b d) sum times the squares' factor; out = rms_norm(residual).
+    """residual (b d) += the sum of parts (s b d) times squares.factor(); then out (b d) = rms_norm(residual).
 
-    norm (d), out (b d). Without parts the residual stays as it is.
+    norm (d) is the norm's weight. Without parts the residual stays as it is.
     """
     if parts is not None:
         residual += parts.to(residual.dtype).sum(0) * squares.factor().to(residual.dtype)
@@ -226,12 +229,12 @@ def mixer_step(
     squares: Tensor | None = None,
     convolved: bool = False,
 ) -> None:
-    """One token between in_proj and out_proj: convolution, state, gate; the norm after the gate is not in it.
+    """One token between in_proj and out_proj: convolution, state and gate, without the norm after the gate.
 
-    proj (b e+c+h), the rows z, x B C, dt of in_proj; ring, position, conv, bias as in Convolution, not looked at where
-    the rows are `convolved` already; ssm (b h p n), updated in place; dt_bias, A_log, D (h). Writes y * silu(z) to out
-    (b e); with norm (e) that times norm, and to squares (b s) sums of squares from before, see Squares.
-    The state may be narrower than the sums.
+    proj (b e+c+h) is in_proj's output: z, x B C, dt. ring, position, conv and bias are those of Convolution; they are
+    ignored where proj is `convolved` already. ssm (b h p n) is updated in place; it may be narrower than the sums.
+    dt_bias, A_log, D (h). Writes y * silu(z) to out (b e). With norm (e), writes that times norm, and the sums of
+    squares before it to squares (b s), see Squares.
     """
     b, h, p, n = ssm.shape
     e = h * p

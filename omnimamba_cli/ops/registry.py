@@ -22,7 +22,7 @@ PDL_ENVIRONMENT = "OMNIMAMBA_PDL"  # 0: no kernel of a step starts before the on
 BACKENDS = ("auto", "torch", "triton", "mamba-ssm")
 LARGEST_STATE = 64 * 256  # p * n whose tiles fit the registers of one program
 MOST_TAPS = 4  # of a convolution
-LARGEST_RANK = 64  # of a LoRA pair, of which the block's backward pass reads every row for every token
+LARGEST_RANK = 64  # of a LoRA pair: the block's backward pass reads all its rows for every token
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def requested() -> str:
 
 @functools.cache
 def _triton() -> tuple[ModuleType | None, ModuleType | None, str]:
-    """Our Triton kernels (the scan, what stands around it) and why they cannot be had."""
+    """Our Triton modules, scan and fused; or None twice and why they cannot be imported."""
     try:
         from omnimamba_cli.ops import triton_fused, triton_scan
     except ImportError as error:
@@ -77,6 +77,7 @@ def _scan_backends(x: Tensor, d_state: int) -> list[tuple[str, str | None]]:
 
 
 def _pick(backends: list[tuple[str, str | None]]) -> str:
+    """The first backend that does not refuse, or the requested one. Raises DeviceError where that one refuses."""
     name = requested()
     for backend, refusal in backends:
         if name in ("auto", backend):
@@ -113,12 +114,12 @@ def ssd_scan(
 
 
 def _writes_in_place(x: Tensor) -> bool:
-    """Whether what is read may be written over: on a CPU, where no gradient is wanted and nobody asked for less."""
+    """Whether ops/in_place.py runs: on a CPU, without gradients, unless a backend is requested by name."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and requested() == "auto"
 
 
 def _fused(x: Tensor) -> ModuleType:
-    """The module whose convolution and norms run on x."""
+    """The module whose convolution, norms and loss run on x: triton_fused, or reference."""
     if not x.is_cuda or requested() == "torch" or _triton_refusal(x) is not None:
         return reference
     module = _triton()[1]
@@ -152,16 +153,16 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor, ignored: int) -> Tenso
 
 @functools.cache
 def block_module() -> ModuleType:
-    """Where a block is one step of autograd; see `block_refusal`."""
+    """The module that runs a whole block as one step of autograd; see `block_refusal`."""
     from omnimamba_cli.ops import triton_block
 
     return triton_block
 
 
 def block_refusal(residual: Tensor, p: int, n: int, k: int, rank: int) -> str | None:
-    """Why a block with heads of p x n, k taps and LoRA pairs of a rank does not train as one step of autograd.
+    """Why a block does not train as one step of autograd on this residual; None where it does.
 
-    None where it does. The residual is what it would start from.
+    The block has heads of p x n, k convolution taps and LoRA pairs of a rank.
     """
     if requested() not in ("auto", "triton"):
         return f"{ENVIRONMENT}={requested()}"
@@ -178,7 +179,7 @@ def block_refusal(residual: Tensor, p: int, n: int, k: int, rank: int) -> str | 
 
 @functools.cache
 def _step_modules() -> tuple[tuple[ModuleType, ...], str]:
-    """Our Triton kernels of decoding, in the order of StepKernels, and why they cannot be had."""
+    """Our Triton modules for decoding, in the order of StepKernels' fields; or none and why they cannot be imported."""
     try:
         from omnimamba_cli.ops import triton_batch, triton_draw, triton_prefill, triton_step
     except ImportError as error:
@@ -202,7 +203,7 @@ def _pdl_refusal(device: torch.device) -> str | None:
 
 
 def step_kernels(probe: Tensor) -> StepKernels:
-    """What a decoding step runs on, for tensors like this one: our kernels where they can run."""
+    """The kernels of a decoding step on tensors like this one: ours where they can run, else plain PyTorch."""
     name = requested()
     refusal = _step_refusal(probe)
     if name == "triton" and refusal is not None:
@@ -213,7 +214,7 @@ def step_kernels(probe: Tensor) -> StepKernels:
 
 
 def row_step_refusal(probe: Tensor) -> str | None:
-    """Why a merged model's step on tensors like this one is its own forward; None where it is model/row_step.py."""
+    """Why model/row_step.py does not run a merged model's steps on tensors like this one; None where it does."""
     if probe.device.type != "cpu":
         return f"made for the CPU, the tensors are on {probe.device.type}"
     if requested() != "auto":
@@ -232,10 +233,10 @@ def _step_report(probe: Tensor) -> list[KernelChoice]:
         unlinked = _pdl_refusal(probe.device)
         links = f"one after the other ({unlinked})" if unlinked else "each fetches its weights while another runs"
         why = f"three launches a layer in one recorded step, of many rows four, {links}"
+    prefill = "four launches a layer beside the products, segments of the scan at the same time"
     rows = []
     for op in ("normed_product", "mixer_step", "draw", "prefill"):
-        read = "four launches a layer beside the products, segments of the scan at the same time"
-        rows.append(KernelChoice(op, "triton", used, read if used and op == "prefill" else why))
+        rows.append(KernelChoice(op, "triton", used, prefill if used and op == "prefill" else why))
         rows.append(KernelChoice(op, "torch", not used, "triton is faster here" if used else "works everywhere"))
     return rows
 

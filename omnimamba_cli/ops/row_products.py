@@ -1,6 +1,6 @@
-"""Products of a few rows with a weight matrix on a CPU, in the form in which the processor reads the weights fastest.
+"""Products of a few rows with a weight matrix on a CPU, with the weights laid out as they are read fastest.
 
-A decoding step reads every weight once for a row or a few: the time it takes is the time to read them.
+A decoding step reads every weight for one or a few rows, so its time is the time to read the weights.
 """
 
 from typing import Protocol
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from omnimamba_cli.ops import halves
 
-LARGEST_TURNED = 1 << 22  # weights of a matrix up to which it is kept turned; a larger one stays in its mapped file
+LARGEST_COPIED = 1 << 22  # weights; a larger matrix is not copied to be transposed, but stays in its mapped file
 
 
 class RowProduct(Protocol):
@@ -24,12 +24,12 @@ class RowProduct(Protocol):
         """The product onto out (b o) float32."""
 
 
-class Turned:
-    """float32 weights kept as (i o): for one row the library is twice as fast so, since it adds whole rows up."""
+class Transposed:
+    """float32 weights kept as (i o): for one row torch is then twice as fast, since it adds up whole rows."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.t()
-        if weight.numel() <= LARGEST_TURNED:
+        if weight.numel() <= LARGEST_COPIED:
             self.weight = self.weight.contiguous()
 
     def write(self, x: Tensor, out: Tensor) -> None:
@@ -42,7 +42,7 @@ class Turned:
 
 
 class Halves:
-    """16-bit weights as they are; see halves.linear."""
+    """16-bit weights as they are stored; see halves.linear."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
@@ -60,7 +60,7 @@ class Halves:
 
 
 class Widened:
-    """8-bit weights where nothing better is to be had: widened for each product, and scaled after it."""
+    """8-bit weights where packed_int8 does not run: cast to float32 for each product, scaled after it."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.weight, self.scale = weight, scale
@@ -78,7 +78,7 @@ class Widened:
 
 
 def row_product(source: Tensor | nn.Module) -> RowProduct:
-    """The product with a weight (o i), or with a module's; the module then shares what is kept turned."""
+    """The product with a weight (o i), or with a module's weight; a module then shares the transposed copy."""
     if isinstance(source, nn.Module) and hasattr(source, "product"):
         packed: RowProduct = source.product
         return packed
@@ -88,7 +88,7 @@ def row_product(source: Tensor | nn.Module) -> RowProduct:
     if weight.dtype != torch.float32:
         assert isinstance(source, nn.Module)  # a narrow weight comes with its scale
         return Widened(weight, source.scale)
-    product = Turned(weight)
+    product = Transposed(weight)
     if isinstance(source, nn.Module):
         source.weight = nn.Parameter(product.weight.t(), requires_grad=False)
     return product

@@ -1,6 +1,6 @@
-"""The operations of one decoding step, on Triton kernels or in plain PyTorch: one signature each, working in place.
+"""The operations of one decoding step, by Triton kernels or in plain PyTorch: one signature each, working in place.
 
-Which backend is chosen, and why, is registry.step_kernels.
+registry.step_kernels chooses the backend.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ from omnimamba_cli.ops.step_plans import BatchPlan, MixerPlan, ProductPlan
 
 @dataclass(frozen=True)
 class StepKernels:
-    """One backend. `pdl`: kernels may start before the one before them ends (NVIDIA from compute capability 9).
+    """The kernels of one backend: Triton modules, or None for plain PyTorch.
 
-    `chained`, in what follows: the kernel before is one of ours, of the same step.
+    `pdl` (programmatic dependent launch, NVIDIA from compute capability 9): a kernel may start before the one before it
+    ends. In the methods, `chained` says that the kernel before is one of ours in the same step, so that pdl is safe.
     """
 
     products: ModuleType | None = None  # ops.triton_step
@@ -35,9 +36,9 @@ class StepKernels:
         return "torch" if self.products is None else "triton"
 
     def batch_plan(self, batch: int, weight: Tensor, model: Tensor) -> BatchPlan | None:
-        """How a step of many rows is cut; None: rows are few, and go through normed_product.
+        """The plan of a step of many rows; None for few rows, which go through normed_product.
 
-        `weight` is any of the products', `model` any tensor of the model's dtype.
+        `weight` is any weight of a product, `model` any tensor of the model's dtype.
         """
         return None if self.batches is None else step_plans.batch_plan(batch, weight.dtype, model.dtype)
 
@@ -53,7 +54,7 @@ class StepKernels:
         add: bool = False,
         chained: bool = True,
     ) -> None:
-        """See reference.normed_product; for the few rows that have no batch plan."""
+        """See reference.normed_product; for few rows, without a batch plan."""
         if self.products is None:
             reference.normed_product(x, norm, eps, weight, scale, out, add=add)
             return
@@ -115,7 +116,7 @@ class StepKernels:
         convolution: Convolution | None = None,
         chained: bool = True,
     ) -> None:
-        """See reference.product; the library has nothing but the product."""
+        """See reference.product; the plan "library" (torch.mm) takes neither scale nor convolution."""
         assert self.batches is not None
         if plan.method == "library":
             assert convolution is None
@@ -125,13 +126,13 @@ class StepKernels:
             self.batches.product(x, weight, scale, out, plan=plan, convolution=convolution, pdl=pdl)
 
     def draws(self, rule: DrawRule) -> bool:
-        """Whether `draw` chooses the token itself; else it is given one."""
+        """Whether `draw` chooses the token itself; else it must be given one."""
         return self.drawing is not None and not rule.ordered
 
     def draw(
         self, buffers: DrawBuffers, table: Tensor, places: Tensor, rule: DrawRule, chosen: Tensor | None = None
     ) -> None:
-        """The next token and input, see draw.advance; without `chosen` it also draws (see `draws`)."""
+        """Record the token and make the next input, see draw.advance; without `chosen` draw the token, too."""
         if self.drawing is not None:
             self.drawing.draw(buffers, table, places, rule, chosen)
             return

@@ -1,4 +1,4 @@
-"""How a decoding step's kernels are cut, by shape: shipped, never tuned at run time. One table for all chips so far.
+"""Tile sizes of a decoding step's kernels, by shape: shipped, never tuned at run time. One table for all GPUs so far.
 
 Chosen by what `python -m tests.timing.run`, in a clone of the repository, measured on an H100.
 """
@@ -15,39 +15,39 @@ Method = Literal["vector", "tile", "library"]
 class ProductPlan:
     """One product of some rows with a weight matrix.
 
-    vector: whole rows of weights in registers, dot products, the norm before it inside; tile: the matrix units, the
-    sum over columns cut in `splits` parts; library: torch's own product.
+    vector: whole weight rows in registers, dot products, with the norm before the product; tile: matrix units, the sum
+    over columns cut into `splits` parts; library: torch.mm. A program is one instance of a kernel.
     """
 
     method: Method
-    rows: int = 0  # of weights, a program
+    rows: int = 0  # weight rows of a program
     warps: int = 4
-    columns: int = 0  # a turn of the loop; tile only
+    columns: int = 0  # of one turn of the loop; tile only
     stages: int = 1  # turns in flight; tile only
-    splits: int = 1  # tile only; a narrow matrix would leave most of the chip idle
-    ahead: int = 0  # columns fetched while the kernel before still runs, of a part; a power of two; tile only
-    late: int | None = None  # turns that are left when the next kernel may start; None: at once; tile only
+    splits: int = 1  # more than 1 where a narrow matrix would leave most of the GPU idle; tile only
+    ahead: int = 0  # columns of a part that are fetched while the kernel before still runs; power of two; tile only
+    late: int | None = None  # turns left when the next kernel may start; None: it may at once; tile only
 
 
 @dataclass(frozen=True)
 class MixerPlan:
-    """What stands between two products."""
+    """The mixer: what runs between in_proj and out_proj."""
 
-    rows: int  # of a head's state, a program; a power of two
+    rows: int  # of a head's state in one program; a power of two
     warps: int = 4
 
     def tile(self, headdim: int) -> int:
-        """Rows of a head's state that a program has, where a head has so many; a power of two."""
+        """Rows of a head's state in one program, no more than the head has; a power of two."""
         return min(self.rows, 1 << (headdim - 1).bit_length())
 
     def programs(self, headdim: int) -> int:
-        """How many share a head."""
+        """Programs that share one head."""
         return -(-headdim // self.tile(headdim))
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """A step of many rows: its products and what stands between them."""
+    """A step of many rows: in_proj, out_proj, head and the mixer."""
 
     into: ProductPlan
     out: ProductPlan
@@ -67,13 +67,13 @@ class ScanPlan:
 
 SCAN = ScanPlan(chunk=64, warps=4)
 SCAN_FLOAT32 = ScanPlan(chunk=16, warps=8, stages=1)  # larger ones do not fit the registers
-# Rows up to which dot products are fastest; beyond, the library is where it can multiply the weights as they are.
+# up to so many rows dot products are fastest
 VECTOR_BATCH, VECTOR_BATCH_QUANTIZED = 2, 4
-VALUES = 16_384  # weights that four warps of the vector method hold, 64 registers a thread of bfloat16
+VALUES = 16_384  # weights that four warps of the vector method hold: 64 registers a thread in bfloat16
 
 
 def vector_plan(batch: int, columns: int, weight: torch.dtype) -> ProductPlan:
-    """The plan for x (batch columns), few rows, with weights of a dtype."""
+    """The vector plan for x (batch columns) of few rows and weights of a dtype."""
     warps = 8 if columns > 2048 else 4
     # for several rows the weights stay in registers as float32
     values = VALUES // 2 if batch > 1 or weight == torch.float32 else VALUES
@@ -81,7 +81,7 @@ def vector_plan(batch: int, columns: int, weight: torch.dtype) -> ProductPlan:
 
 
 def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype) -> BatchPlan | None:
-    """The plan for more rows than vectors are fastest for; None for fewer."""
+    """The plan for more rows than the vector method is fastest for; None for fewer."""
     quantized = weight != model
     if batch <= (VECTOR_BATCH_QUANTIZED if quantized else VECTOR_BATCH):
         return None
@@ -98,8 +98,8 @@ def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype) -> BatchPlan
 
 
 def mixer_plan(batch: int) -> MixerPlan:
-    """The plan where the convolution is the mixer's, for `batch` rows; a lone row is cut finer.
+    """The mixer's plan for `batch` rows where the mixer also convolves; few rows are cut finer, to fill the GPU.
 
-    64 rows of a float32 state do not fit the registers of four warps.
+    32 at most: 64 rows of a float32 state do not fit the registers of four warps.
     """
     return MixerPlan(rows=16 if batch <= 4 else 32, warps=4)

@@ -1,4 +1,4 @@
-"""How the kernels of training are cut: shipped, never tuned at run time. One table for all chips so far.
+"""Tile sizes of the kernels of training: shipped, never tuned at run time. One table for all GPUs so far.
 
 Chosen by what `python -m tests.timing.training`, in a clone of the repository, measured on an H100.
 """
@@ -21,7 +21,7 @@ class ScanKernel:
 
     warps: int
     stages: int  # turns of its loop, over chunks or heads, in flight
-    heads: int = 0  # of a group, one program; dB and dC are summed over the programs' parts
+    heads: int = 0  # heads of a group in one program; dB and dC are summed over the programs
     registers: int | None = None  # see RowPlan
 
 
@@ -37,30 +37,30 @@ class ScanGradientPlan:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Neighbouring rows (times) and columns (channels) of one program."""
+    """A program works on a tile of rows (times) and columns (channels)."""
 
     rows: int
     columns: int
     warps: int = 4
-    turns: int = 1  # tiles of rows one after the other
+    turns: int = 1  # tiles of rows that a program does one after another
 
 
 @dataclass(frozen=True)
 class WalkPlan:
-    """Some channels of a sequence, time after time."""
+    """A program walks along the times of a sequence, for some channels."""
 
     columns: int
     warps: int
-    turns: int  # of four times each, one program
+    turns: int  # of a program; four times each
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Whole rows one after the other."""
+    """A program works on whole rows, one after another."""
 
     warps: int
     programs: int  # at most
-    registers: int | None = None  # a thread, at most: fewer than the compiler would take, for more programs at a time
+    registers: int | None = None  # of a thread, at most; fewer than the compiler takes let more programs run at once
 
 
 SCAN_FORWARD = ScanForwardPlan(chunk=32, warps=4, stages=2)

@@ -75,7 +75,7 @@ def _older_taps(ring_ptr, position_ptr, conv_ptr, bias_ptr, inner, convolved, bs
 
 @triton.jit
 def _from_here(x):
-    """x; whatever is done with it stays behind what is done before: the compiler would wait for it before a loop."""
+    """Returns x, whose uses then stay after the code before them; else the compiler waits for x before the loop."""
     if x.dtype.primitive_bitwidth == 16:
         x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
     return x

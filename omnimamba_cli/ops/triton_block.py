@@ -1,11 +1,10 @@
 """A whole residual block for training as one step of autograd: the products by the library, the rest by our kernels.
 
-residual + out_proj(gated norm(scan(convolution(in_proj(norm(residual)))))), with LoRA's pair beside in_proj. Of a token
-and layer the residual, its norm, in_proj's output, the convolution's, the step sizes and the scan's output are kept for
-the backward pass, 46 KB at 1.3B in 16 bits; the gated norm comes out of its own gradient's kernel once more.
-LoRA is part of the product: in_proj multiplies [x, dropout(x) A^T] with [W, scale B]. Sequences of both tasks go
-through together, see ops/packing.py: one cast of each weight, one product, one gradient. Held to the block's plain form
-by tests/ops. Importing needs Triton.
+residual + out_proj(gated norm(scan(convolution(in_proj(norm(residual)))))), with LoRA's pair beside in_proj. Kept for
+the backward pass are the residual, its norm, the outputs of in_proj, convolution and scan, and the step sizes: 46 KB a
+token and layer at 1.3B in 16 bits. The gated norm is computed again by its gradient's kernel. LoRA is part of the
+product: in_proj multiplies [x, dropout(x) A^T] with [W, scale B]. Sequences of both tasks go through together, see
+ops/packing.py. Held to the block's plain form by tests/ops. Importing needs Triton.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from omnimamba_cli.ops.triton_scan_backward import scan_backward
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What a block is beside its tensors."""
+    """What a block needs besides its tensors."""
 
     groups: int
     d_state: int

@@ -196,7 +196,7 @@ def conv_backward(
 
 
 class _Conv(torch.autograd.Function):
-    """Of packed rows."""
+    """The convolution of packed rows, with its gradient."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, history, packing):  # type: ignore[no-untyped-def]  # torch's own signature

@@ -1,7 +1,7 @@
-"""What the scan's gradient needs of dt and A alone, for all chunks and heads before and after the large kernels.
+"""The parts of the scan that depend on dt and A alone: running log decays before the large kernels, gradients after.
 
-Those take a chunk's times in one load then, and add nothing up along it: a sum over times makes warps wait for each
-other, dozens of times in a loop over heads. Times stand together, (chunks h q). Held to the reference with the scan.
+The large kernels then need no sum over times, which would make warps wait for each other in every turn of a loop over
+heads. Times are innermost, (chunks h q), so that a chunk is one load. Held to the reference with the scan.
 """
 
 import torch
@@ -65,7 +65,7 @@ def decays(dt: Tensor, A: Tensor, packing: Packing, chunk: int) -> Tensor:
 def decays_backward(
     A: Tensor, times: Tensor, parts: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], dtotal: Tensor, packing: Packing
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ddt (t h), dA and dD (h) in float32, from what the scan's gradient left of every time (chunks h q).
+    """ddt (t h), dA and dD (h) in float32, from five parts (chunks h q) that the scan's gradient kernels have written.
 
     The parts: the running log decay's gradient as it scales the state before the chunk; dt's, of all it feeds; of that
     what reaches the state at the chunk's end; the running log decay's as it shapes y in the chunk; dy x. dtotal

@@ -92,7 +92,7 @@ def _draw(logits_ptr, seen_ptr, uniform_ptr, chosen_ptr, tokens_ptr, count_ptr, 
 
 
 def draw(buffers: DrawBuffers, table: Tensor, places: Tensor, rule: DrawRule, chosen: Tensor | None = None) -> None:
-    """Same contract as draw.reference_draw; `chosen` (b) int64 is the token where `rule` needs an order of scores."""
+    """Draw a token, then do what draw.advance does. Where `rule` ranks scores, `chosen` (b) int64 is given instead."""
     t = buffers
     v, d = t.logits.shape[1], table.shape[1]
     b = t.count.shape[0]

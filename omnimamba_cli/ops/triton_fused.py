@@ -1,6 +1,7 @@
-"""What stands around the scan as fused Triton kernels, forward and backward: (gated) RMS norm, and the convolution.
+"""RMS norm, plain and gated, as fused Triton kernels, forward and backward.
 
-Each reads its inputs once and writes its outputs once. Held to ops/reference.py by tests/ops.
+Also re-exports convolution and loss: the registry takes either this module or `reference` for all of them. Each kernel
+reads its inputs once and writes its outputs once. Held to ops/reference.py by tests/ops.
 """
 
 import torch

@@ -1,10 +1,10 @@
-"""Dropout and the narrow half of LoRA pairs as Triton kernels: nothing as wide as the inputs is written.
+"""Dropout and the A half of LoRA pairs, dropout(x) A^T, as Triton kernels that never write the dropped-out x.
 
-Rows of two tasks, each with a pair of its own, go through together: the pairs stand side by side, [A; A'] (r d) and
-[B, B'] (w r), and a row is zero in the columns of the pair that is not its own.
+Rows of two tasks, each with its own pair, go through together: the pairs stand side by side, [A; A'] (r d) and [B, B']
+(w r), and a row of the result is zero in the columns of the other task's pair.
 
-Which entries dropout keeps is a function of a seed and the entry's place, so that the backward pass asks again instead
-of reading a mask. Held to plain PyTorch by tests/ops. Importing needs Triton.
+Which entries dropout keeps is a hash of a seed and the entry's place, so that the backward pass computes it again and
+no mask is stored. Held to plain PyTorch by tests/ops. Importing needs Triton.
 """
 
 from dataclasses import dataclass
@@ -19,27 +19,27 @@ from omnimamba_cli.ops.train_plans import JOIN, LORA, LORA_GRADIENT, TilePlan
 
 @dataclass(frozen=True)
 class Dropout:
-    """Entries are zero with a probability, the others larger by as much as keeps the mean."""
+    """Entries become zero with a probability; the others are scaled up so that the mean stays."""
 
     probability: float = 0.0
     seed: int = 0  # below 2^31
 
     @property
     def threshold(self) -> int:
-        """Of 31 random bits: an entry is kept from here on."""
+        """An entry is kept where its 31 random bits, as a number, are at least this."""
         return round(self.probability * 2**31)
 
     @property
     def factor(self) -> float:
-        """Of what is kept."""
+        """What kept entries are multiplied by."""
         return 1 / (1 - self.probability)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """LoRA pairs side by side: of rows before `bound` the first one, of the others, if any, the second."""
+    """LoRA pairs side by side: rows before `bound` use the first pair, the others, if any, the second."""
 
-    rank: int  # of each
+    rank: int  # of each pair
     bound: int
 
 
@@ -55,7 +55,7 @@ def kept(seed, threshold, rows, columns, width):
 
 @triton.jit
 def _own(rows, rs, bound, each):
-    """Which columns of the narrow halves belong to a row's pair: of rows before `bound` the first `each`."""
+    """Which columns belong to a row's pair: the first `each` for rows before `bound`, then the next ones."""
     return (rs // each)[None] == (rows >= bound)[:, None].to(tl.int32)
 
 
@@ -104,7 +104,7 @@ def _narrow_gradient(x_ptr, d_ptr, parts_ptr, seed, threshold, factor, count, wi
 
 
 def padded_rank(rank: int) -> int:
-    """Columns that a narrow half takes: what the matrix units want at least, zeros after the rank."""
+    """Columns of dropout(x) A^T: at least as many as the matrix units want, with zeros after the rank."""
     return 0 if rank == 0 else max(16, triton.next_power_of_2(rank))
 
 
@@ -153,7 +153,7 @@ def _part(joined_ptr, weight_ptr, B_ptr, scale, count, width, rank, columns, has
 
 
 def parted(gradient: Tensor, weight: Tensor | None, B: Tensor | None, scale: float, rank: int) -> None:
-    """The gradient (o' d+padded_rank) of what `joined` made into those of W (o d) and B (o r), written."""
+    """Split the gradient (o' d+padded_rank) of joined()'s result and write it to those of W (o d) and B (o r)."""
     some = weight if weight is not None else B
     assert some is not None
     columns = gradient.shape[1]
@@ -176,7 +176,7 @@ def _settings(x: Tensor, rank: int, dropout: Dropout, plan: TilePlan) -> dict[st
 
 
 def narrow(x: Tensor, A: Tensor, pairs: Pairs, dropout: Dropout, out: Tensor, plan: TilePlan = LORA) -> None:
-    """dropout(x) A^T of x (t d), A (r d), contiguous, into out (t padded_rank(r)); zeros where a row has no part."""
+    """dropout(x) A^T of x (t d), A (r d), contiguous, into out (t padded_rank(r)); zeros in other pairs' columns."""
     count, width = x.shape
     rank = len(A)
     _narrow[(triton.cdiv(count, plan.rows),)](
@@ -209,7 +209,7 @@ def _mask(out_ptr, seed, threshold, width, C: tl.constexpr):
 
 
 def dropout_mask(rows: int, width: int, dropout: Dropout, device: torch.device) -> Tensor:
-    """What dropout keeps of (rows width), as booleans."""
+    """Which entries of (rows width) dropout keeps, as booleans; for tests."""
     out = torch.empty(rows, width, dtype=torch.int8, device=device)
     _mask[(rows,)](out, dropout.seed, dropout.threshold, width, C=triton.next_power_of_2(width))
     return out.bool()

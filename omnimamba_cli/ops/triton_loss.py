@@ -14,7 +14,7 @@ COLUMNS = 2048  # of one turn, or of one program
 
 @triton.jit
 def _forward(logits_ptr, targets_ptr, loss_ptr, lse_ptr, v, ignored, COLUMNS: tl.constexpr):
-    """A row's log of summed exponentials, and by it its loss: 0 where the target is the ignored one."""
+    """A row's log-sum-exp, and from it the loss: 0 where the target is the ignored one."""
     row, cs = tl.program_id(0).to(tl.int64), tl.arange(0, COLUMNS)
     # as low as a logit can be, but finite: a column past the end adds nothing
     top, total = tl.full((COLUMNS,), -3e38, tl.float32), tl.zeros((COLUMNS,), tl.float32)

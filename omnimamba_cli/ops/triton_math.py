@@ -1,4 +1,4 @@
-"""What several Triton kernels do. Importing needs Triton."""
+"""Device functions that several Triton kernels use. Importing needs Triton."""
 
 import triton
 import triton.language as tl
@@ -34,8 +34,8 @@ def sequence_at(i, b, l, more_l):
 
 @triton.jit
 def piece_at(i, b, l, more_l, size):
-    """Piece i of a packing's sequences, each cut every `size` rows by itself: its sequence, that one's first row, its
-    rows, and which of its pieces this is."""
+    """Piece i of a packing whose sequences are each cut every `size` rows: the number, first row and rows of its
+    sequence, and which of the sequence's pieces it is."""
     early = b * tl.cdiv(l, size)
     later = i >= early
     length = tl.where(later, more_l, l)

@@ -98,7 +98,7 @@ def _tile(ptr, rows, columns, l, stride, size):
 def _segment_states(xBC_ptr, dt_ptr, A_log_ptr, states_ptr, decays_ptr, l, segment, h, r, e, c, p: tl.constexpr,
                     n: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
                     precision: tl.constexpr):  # fmt: skip
-    """What a segment would leave behind had it begun with nothing, and how much of a state outlasts it."""
+    """The state after a segment that began with a zero state, and the log decay of a state over the segment."""
     row, head, number = (tl.program_id(0) // h).to(tl.int64), tl.program_id(0) % h, tl.program_id(1)
     xBC_ptr += row * l * c
     dt_ptr += row * l * h + head

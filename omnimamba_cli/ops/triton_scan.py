@@ -106,7 +106,7 @@ def scan_forward(
 
 
 class _Scan(torch.autograd.Function):
-    """Of packed rows; returns y (t h p) and the last states."""
+    """The scan of packed rows, with its gradient; returns y (t h p) and the last states (b h p n)."""
 
     @staticmethod
     def forward(ctx, x, dt, A, B, C, D, state, packing):  # type: ignore[no-untyped-def]  # torch's own signature

@@ -84,7 +84,7 @@ def _between_chunks(x_ptr, times_ptr, logs_ptr, C_ptr, dy_ptr, states_ptr, dstat
                     has_state: tl.constexpr, has_dlast: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr,
                     P: tl.constexpr, N: tl.constexpr, p: tl.constexpr, n: tl.constexpr,
                     precision: tl.constexpr):  # fmt: skip
-    """What a chunk's neighbours mean for its C (the state before it) and B (the gradient of the state after it).
+    """The parts of a chunk's dC from the state before it, and of its dB from the gradient of the state after it.
 
     Also the gradient of the running log decay as far as it scales the state before, and of a chunk's whole decay.
     """

@@ -21,14 +21,14 @@ HAS_PDL = hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
 
 @triton.jit
 def release(PDL: tl.constexpr):
-    """The next kernel may start as soon as every program of this one has."""
+    """Lets the next kernel start as soon as every program of this one has called this."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def wait(PDL: tl.constexpr):
-    """Everything the kernels before have written is there."""
+    """Waits until everything that earlier kernels write is in memory."""
     if PDL:
         tl.extra.cuda.gdc_wait()
 

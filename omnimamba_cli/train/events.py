@@ -1,4 +1,4 @@
-"""What a training run tells whoever runs it."""
+"""The events that a training run yields."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """A remark a user should read once: what trains, what was skipped, what was fallen back to."""
+    """A remark that a user should read once: what trains, what was skipped, what is used instead of what."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A sample that could not be used. Every process tells of its own."""
+    """A sample that could not be used. Every process reports its own."""
 
     name: str
     reason: str
@@ -29,13 +29,13 @@ class Progress:
 
     step: int
     steps: int
-    values: dict[str, float]  # means since the last report: losses, grad_norm; and lr, tokens_per_s
-    seconds: float  # of training, earlier parts of a resumed run included
+    values: dict[str, float]  # losses and grad_norm (means since the last report), lr, tokens_per_s
+    seconds: float  # of training, with the earlier parts of a resumed run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Losses on held-out data; while this is looked at, the model has its averaged weights and is in eval mode."""
+    """Losses on held-out data. Until the next event is asked for, the model has its averaged weights, in eval mode."""
 
     step: int
     steps: int
@@ -47,8 +47,8 @@ class Evaluated:
 class Plan:
     """What a run would do: --dry-run's result."""
 
-    parts: list[tuple[str, int, int]]  # name, parameters, of them trained
-    facts: dict[str, str | int | float]  # what each is called -> how much
+    parts: list[tuple[str, int, int]]  # name, number of parameters, how many of them train
+    facts: dict[str, str | int | float]  # name -> value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +69,14 @@ class Sheet:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The end: complete, or stopped in time with a snapshot to resume from."""
+    """The end of a run: complete, or stopped early with a snapshot to resume from."""
 
     step: int
     steps: int
     complete: bool
     reason: str
     path: Path | None = None
-    values: dict[str, float] = field(default_factory=dict)  # the last report's
+    values: dict[str, float] = field(default_factory=dict)  # of the last report
 
 
 Event = Note | Skipped | Progress | Evaluated | Plan | Saved | Sheet | Finished

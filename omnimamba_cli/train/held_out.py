@@ -15,7 +15,7 @@ from omnimamba_cli.data.mixing import Order, Split
 from omnimamba_cli.data.talks import Conversations
 from omnimamba_cli.train.language import TaskBatches
 
-ORDER_SEED = 0  # which samples are read does not depend on the run: results can be compared
+ORDER_SEED = 0  # the same for every run, so that all runs are evaluated on the same samples
 
 
 class HeldOutLanguage:
@@ -34,17 +34,17 @@ class HeldOutLanguage:
 
     @property
     def files(self) -> list[DataFile]:
-        """That are read, in the order of tasks."""
+        """The data files, those of mmu first."""
         return [file for samples in (self.talks, self.drawings) if samples is not None for file in samples.files]
 
     def chosen(self, task: Task) -> np.ndarray:
-        """Indices (n) of the samples that are read, int64; the first ones also stand on the sheets."""
+        """Indices (n) of the samples that are read, int64; the first of them are also shown on the sheets."""
         data = self.talks if task == "mmu" else self.drawings
         assert data is not None
         return Order(len(data), ORDER_SEED).indices(np.arange(min(len(data), self.samples)))
 
     def losses(self, module: nn.Module, accelerate: Accelerator) -> dict[str, float]:
-        """Mean cross-entropy a target of each task, and their weighted sum "eval_loss"; the same in every process."""
+        """Each task's mean cross-entropy per target, and their weighted sum "eval_loss"; the same in every process."""
         tasks: list[Task] = [task for task, data in (("mmu", self.talks), ("t2i", self.drawings)) if data is not None]
         one = torch.ones((), device=accelerate.device)
         sums = torch.zeros(2 * len(tasks), dtype=torch.float64)

@@ -32,23 +32,23 @@ class TaskBatches:
 
     @property
     def tokens(self) -> int:
-        """Of all tasks."""
+        """Number of tokens, of all tasks."""
         return sum(b.tokens for b in self.by_task.values())
 
 
 class Objective(nn.Module):
-    """Model and towers with the training loss; the one forward that several processes would wrap."""
+    """Model and towers with the training loss: the one module that DDP or FSDP wraps."""
 
-    _no_split_modules = ("Block",)  # what FSDP cuts and gathers at a time, where its configuration names nothing else
+    _no_split_modules = ("Block",)  # read by accelerate: the unit that FSDP shards, unless its configuration names one
 
     def __init__(
         self, model: OmniMamba, towers: VisionTowers | None, weights: Mapping[Task, float], *, recompute: bool = False
     ) -> None:
         super().__init__()
         self.model = model
-        self.recompute = recompute  # layers, in the backward pass
+        self.recompute = recompute  # compute layers again in the backward pass
         self.towers = towers
-        self.narrowed: list[VisionTowers] = []  # see _eyes
+        self.narrowed: list[VisionTowers] = []  # see _usable_towers
         self.weights = dict(weights)
         config = model.config
         self.register_buffer("lead", torch.tensor([mmu_prefix(config)]), persistent=False)
@@ -57,25 +57,25 @@ class Objective(nn.Module):
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def train(self, mode: bool = True) -> "Objective":
-        """Towers train only where they were opened."""
+        """Sets train mode; the towers follow only if one of their parameters is unfrozen."""
         super().train(mode)
         if self.towers is not None:
             self.towers.train(mode and any(p.requires_grad for p in self.towers.parameters()))
         return self
 
     def forward(self, micro: TaskBatches, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each task's summed cross-entropy over the step's number of targets, and their weighted sum "loss"."""
-        fed = {task: x for task, batch in micro.by_task.items() if (x := self._fed(batch)) is not None}
-        hidden = self.model.together(fed, recompute=self.recompute and torch.is_grad_enabled()) if fed else {}
-        values = {
-            f"loss_{task}": (self._summed(hidden[task], batch, task) if task in fed else self._nothing()) / totals[task]
-            for task, batch in micro.by_task.items()
-        }
+        """Each task's summed cross-entropy over the whole step's number of targets, and "loss", their weighted sum."""
+        inputs = {task: x for task, batch in micro.by_task.items() if (x := self._embedded(batch)) is not None}
+        hidden = self.model.together(inputs, recompute=self.recompute and torch.is_grad_enabled()) if inputs else {}
+        values = {}
+        for task, batch in micro.by_task.items():
+            summed = self._summed_loss(hidden[task], batch, task) if task in inputs else self._zero_loss()
+            values[f"loss_{task}"] = summed / totals[task]
         loss = torch.stack([self.weights[task] * values[f"loss_{task}"] for task in micro.by_task]).sum()
         return {"loss": loss, **values}
 
-    def _fed(self, batch: TalkBatch | DrawBatch) -> Tensor | None:
-        """The model's inputs (b l d); None of a batch without a target."""
+    def _embedded(self, batch: TalkBatch | DrawBatch) -> Tensor | None:
+        """The model's inputs (b l d); None for a batch without a target."""
         if isinstance(batch, DrawBatch):
             codes = batch.codes[:, :-1].long()
             return torch.cat([self.model.embed_caption(batch.prefix), self.model.embed_codes(codes)], dim=1)
@@ -92,27 +92,27 @@ class Objective(nn.Module):
         return torch.cat(rows) if rows and len(batch.targets) else None
 
     def look(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels to patches; without gradients while the towers are frozen."""
+        """uint8 pixels (b 3 s s) to patches (b n vision_dim); without gradients while the towers are frozen."""
         assert self.towers is not None
         with torch.set_grad_enabled(self.towers.training):
-            return self._eyes(self.towers, pixels.device.type)(pixels.float() / 255)
+            return self._usable_towers(self.towers, pixels.device.type)(pixels.float() / 255)
 
-    def _eyes(self, towers: VisionTowers, device_type: str) -> VisionTowers:
-        """The towers, or under autocast their narrowed copy, if their weights are here whole and never change."""
+    def _usable_towers(self, towers: VisionTowers, device_type: str) -> VisionTowers:
+        """The towers, or under autocast a 16-bit copy of them if they are frozen and not sharded."""
         if not torch.is_autocast_enabled(device_type) or any(p.requires_grad for p in towers.parameters()):
             return towers
         if hasattr(self, "reshard"):  # FSDP: what is whole now is gone after the step
             return towers
-        if not self.narrowed:  # in a list: no part of this module, whose tensors are saved and compared
+        if not self.narrowed:  # in a list, so that the copy is no submodule and stays out of state_dict
             self.narrowed.append(narrowed(towers, torch.get_autocast_dtype(device_type)))
         return self.narrowed[0]
 
-    def _nothing(self) -> Tensor:
-        """Of a batch without a target: 0 through every weight that trains, so that a backward pass finds its way."""
+    def _zero_loss(self) -> Tensor:
+        """The loss of a batch without a target: 0, with a zero gradient for every weight that trains."""
         return torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
 
-    def _summed(self, hidden: Tensor, batch: TalkBatch | DrawBatch, task: Task) -> Tensor:
-        """Summed cross-entropy of the codes or answers; the head runs at their positions alone."""
+    def _summed_loss(self, hidden: Tensor, batch: TalkBatch | DrawBatch, task: Task) -> Tensor:
+        """Summed cross-entropy of the codes or answers; the head runs only where one is predicted."""
         if isinstance(batch, DrawBatch):
             hidden = hidden[:, batch.prefix.shape[1] - 1 :].flatten(0, 1)  # each code from the position before it
             targets = batch.codes.flatten().long() + self.model.first_row(task)
@@ -122,9 +122,9 @@ class Objective(nn.Module):
 
 
 class LanguageJob:
-    """Trains an Objective on conversations, drawings or both.
+    """Trains an Objective on conversations, drawings or both: a Job for the loop.
 
-    drawings are codes, or pictures with captions; then `encode` turns uint8 pixels (b 3 s s) into codes (b codes).
+    Drawings are codes, or pictures with captions, which `encode` turns into codes: uint8 (b 3 s s) to (b codes).
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class LanguageJob:
     def batches(self, step: int) -> Iterator[Sequence[TaskBatches]]:
         """Micro-batches of each step on the device."""
         if self.rank:
-            self.module.skipped.zero_()  # a snapshot's count is of all processes, and the first one goes on with it
+            self.module.skipped.zero_()  # a snapshot has the count of all processes; the first one continues it
         config = self.module.model.config
         streams: dict[Task, Stream] = {}
         read = partial(sample_batches, step=step, workers=self.workers, pin=self.device.type == "cuda")
@@ -185,15 +185,15 @@ class LanguageJob:
         return TaskBatches(by_task)
 
     def totals(self, micros: Sequence[TaskBatches]) -> dict[str, int]:
-        """Targets of each task."""
+        """Number of targets of each task."""
         tasks = micros[0].by_task
         return {task: sum(m.by_task[task].count for m in micros) for task in tasks}
 
     def after_step(self, step: int, progress: float, average: Average) -> list[Event]:
-        """What the data had to say."""
+        """Reports the bad samples that were met."""
         return [event for skipping in self.skipping.values() for event in skipping.said()]
 
     def report(self) -> dict[str, float]:
-        """How often a bad sample was met so far, if one was."""
+        """How many bad samples were met so far, if any."""
         skipped = total(self.module.skipped)
         return {"skipped": float(skipped)} if skipped else {}

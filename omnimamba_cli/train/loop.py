@@ -27,7 +27,7 @@ from omnimamba_cli.train.optimiser import Average, adamw, clip_gradients, learni
 from omnimamba_cli.train.sharding import is_sharded, make_whole, whole
 from omnimamba_cli.train.state import check_finite, fingerprint, held_out_changed, restore, tensors_of
 
-AGREE_EVERY = 10  # steps between which processes do not ask each other whether to go on
+AGREE_EVERY = 10  # steps between two times that processes ask each other whether to go on
 
 
 class Job(Protocol):
@@ -39,15 +39,15 @@ class Job(Protocol):
         ...
 
     def batches(self, step: int) -> Iterator[Sequence[Any]]:  # Any: the job's own micro-batches
-        """For each step from `step` on, its micro-batches on the device; each has `tokens`, counted on the host."""
+        """The micro-batches of each step from `step` on, on the device; each has `tokens`, a plain number."""
         ...
 
     def totals(self, micros: Sequence[Any]) -> dict[str, int]:
-        """Targets of a step's micro-batches, by loss."""
+        """Number of targets in a step's micro-batches, by name of the loss; forward gets them as `totals`."""
         ...
 
     def after_step(self, step: int, progress: float, average: Average) -> list[Event]:
-        """Called when step `step` (from 0) is done and `progress` (0 to 1) of the run over; may change weights."""
+        """Called after step `step` (from 0); `progress` (0 to 1) of the run is over. May change weights."""
         ...
 
     def report(self) -> dict[str, float]:
@@ -60,7 +60,7 @@ class HeldOut(Protocol):
 
     @property
     def files(self) -> Sequence[DataFile]:
-        """That they are read from."""
+        """The data files."""
         ...
 
     def losses(self, module: nn.Module, accelerate: Accelerator) -> dict[str, float]:
@@ -92,7 +92,7 @@ class Loop:
             raise UsageError("nothing is left to train", hint="--unfreeze PART")
         self.optimizer = adamw(trained, lr=config.lr, weight_decay=config.weight_decay)
         self.wrapped, self.stepper = accelerate.prepare(job.module, self.optimizer)
-        # only now: FSDP has put others in their places
+        # after prepare: FSDP has replaced the parameters
         self.parameters = {n: p for n, p in job.module.named_parameters() if p.requires_grad}
         self.sharded = is_sharded(job.module)
         self.average = Average(self.parameters, config.ema)
@@ -100,7 +100,7 @@ class Loop:
         self.window_steps = 0
         self.window_tokens = 0
         self.last_values: dict[str, float] = {}
-        self.agreement: tuple[int, float, bool] | None = None  # at which step, and what
+        self.agreement: tuple[int, float, bool] | None = None  # the step, and what _agreed returned there
 
     @property
     def snapshot_folder(self) -> Path:
@@ -137,7 +137,7 @@ class Loop:
         yield Finished(step=self.step, steps=c.steps, complete=True, reason=reason, values=self.last_values)
 
     def try_out(self, count: int) -> Iterator[Progress]:
-        """Take `count` real steps, leave nothing on the disk; the weights do change."""
+        """Take `count` real steps and write nothing; the weights do change."""
         self.started = self.window_started = time.monotonic()
         self.metrics = None
         self.job.module.train()
@@ -147,7 +147,7 @@ class Loop:
             yield self._report()
 
     def seconds(self) -> float:
-        """Of training, earlier parts included."""
+        """Seconds of training, with the earlier parts of a resumed run."""
         return self.seconds_before + time.monotonic() - self.started
 
     def _progress(self) -> float:
@@ -158,7 +158,7 @@ class Loop:
         return max(by_step, self._agreed()[0])
 
     def _rate(self, step: int) -> float:
-        """Learning rate of a step. By the clock, its place in the curve is the share of time that is over."""
+        """Learning rate of a step. With --clock-minutes, time may put it further on in the curve."""
         c = self.config
         if c.clock_minutes and step >= c.warmup:
             step = max(step, c.warmup + int(self._progress() * (c.steps - c.warmup)))
@@ -167,8 +167,8 @@ class Loop:
     def _agreed(self) -> tuple[float, bool]:
         """The share of --clock-minutes that is over, and whether a process wants to stop.
 
-        Clocks and signals differ between processes, but all must take the same number of steps: they agree every
-        AGREE_EVERY steps, since each time they wait for one another.
+        Clocks and signals differ between processes, but all must take the same number of steps. They agree only every
+        AGREE_EVERY steps, because they wait for one another then.
         """
         if self.accelerate.num_processes == 1:
             return self._clock(), self._own_stop_reason() is not None
@@ -194,7 +194,7 @@ class Loop:
         return self.should_stop()
 
     def take_step(self, micros: Sequence[Any]) -> None:
-        """Forward, backward and update on a step's micro-batches; waits for nothing."""
+        """Forward, backward and update on a step's micro-batches; does not wait for the device."""
         c = self.config
         torch.manual_seed(_seed(c.seed, self.step, self.accelerate.process_index))
         rate = self._rate(self.step)
@@ -217,14 +217,14 @@ class Loop:
         self.step += 1
 
     def _counted(self, norm: Tensor) -> Tensor:
-        """The gradient's norm; 0 where fp16 overflowed, a step that the scaler leaves out."""
+        """The gradient's norm; 0 where fp16 overflowed, since the scaler leaves that step out."""
         norm = whole(norm)
         return norm if self.accelerate.scaler is None else torch.nan_to_num(norm, nan=0.0, posinf=0.0)
 
     def _totals(self, micros: Sequence[Any]) -> dict[str, Tensor]:
-        """Targets of the whole step, float32, at least 1; over processes the mean, as their gradients are averaged.
+        """Number of targets of the whole step, float32: the mean over processes, since gradients are averaged, too.
 
-        They stay on the device: a step that waited for the other processes' numbers would leave it idle.
+        Never 0. The numbers stay on the device: it would be idle while a step waited for the other processes' numbers.
         """
         counts = self.job.totals(micros)
         summed = torch.tensor(list(counts.values()), dtype=torch.float32)
@@ -267,7 +267,7 @@ class Loop:
         return self.held_out is not None and every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
     def _evaluate(self) -> Iterator[Evaluated]:
-        """Losses of the averaged weights on held-out data; they are in place while the event is looked at."""
+        """Losses of the averaged weights on held-out data; the weights stay swapped in until the next event."""
         assert self.held_out is not None
         begun = time.monotonic()
         self.average.swap()
@@ -296,7 +296,7 @@ class Loop:
         check_finite(self.step, grad_norm=float(self.window.get("grad_norm", 0.0)))
         target = self.snapshot_folder / f"step-{self.step:08d}"
         main = self.accelerate.is_main_process
-        if main or self.sharded:  # of shards every process has to give its own
+        if main or self.sharded:  # every process must take part in gathering shards
             state = {
                 "config": asdict(self.config),
                 "frozen": fingerprint(self.job.module, self.parameters),
@@ -336,7 +336,7 @@ class Loop:
         self.job.module.eval()
 
     def end(self) -> None:
-        """Leave the group of processes, when all of them are done; torch warns of one that is left standing."""
+        """Leave the group of processes when all are done; torch warns about a group that is left open."""
         if self.accelerate.num_processes > 1:
             self.accelerate.wait_for_everyone()
             self.accelerate.end_training()

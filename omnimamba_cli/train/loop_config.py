@@ -1,4 +1,4 @@
-"""Settings of a run that do not depend on what is trained, and the processes it runs in."""
+"""Settings of a run that do not depend on what is trained, and the Accelerator that it runs with."""
 
 import math
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ class LoopConfig:
 
 
 def accelerator(device: torch.device, precision: Precision) -> Accelerator:
-    """One for this run; earlier runs of the same process leave nothing behind.
+    """An Accelerator for this run; nothing is left over from earlier runs in the same process.
 
     Raises DeviceError for fp16 on a CPU, and what check_kind raises.
     """
@@ -59,7 +59,7 @@ def accelerator(device: torch.device, precision: Precision) -> Accelerator:
         raise DeviceError("fp16 trains on a GPU alone; a CPU has no such arithmetic", hint="--dtype bf16 or fp32")
     single = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=single)
-    # buffers are constants here, the same in every process
+    # no broadcast: buffers are constants, the same in every process
     shared = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     made = Accelerator(
         mixed_precision=precision,
@@ -72,7 +72,7 @@ def accelerator(device: torch.device, precision: Precision) -> Accelerator:
 
 
 def check_kind(kind: DistributedType, *, fsdp2: bool) -> None:
-    """Raise UsageError for a way to share a run between processes whose snapshots would not be whole."""
+    """Raise UsageError for a kind of distributed training whose snapshots would not hold all weights."""
     if kind == DistributedType.FSDP and not fsdp2:
         raise UsageError("accelerate's configuration asks for FSDP 1", hint="fsdp_version: 2 in its fsdp_config")
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
@@ -85,7 +85,7 @@ def check_kind(kind: DistributedType, *, fsdp2: bool) -> None:
 
 @contextmanager
 def fixed_shapes(device: torch.device) -> Iterator[None]:
-    """Meanwhile, on CUDA, each convolution's first call tries all algorithms: pays where shapes do not change."""
+    """In the block cuDNN tries all algorithms at each convolution's first call: pays where shapes stay fixed."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before or device.type == "cuda"
     try:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a report or an evaluation, without doubles or holes over resumed runs."""
+"""metrics.jsonl: one line for each report and evaluation; a resumed run neither repeats nor skips a step."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ def read(path: Path) -> list[dict[str, Any]]:  # Any: JSON
 
 
 class MetricsFile:
-    """Appends reports; opening it at a step drops what a killed run wrote after its snapshot.
+    """Appends reports. Opening it at a step drops lines of later steps, which a killed run wrote after its snapshot.
 
     Raises InputError where the file cannot be written.
     """

@@ -42,15 +42,15 @@ def clip_gradients(
 ) -> Tensor:
     """Make the gradients' norm at most `largest` in the optimizer's next step; returns what it was, on the device.
 
-    A fused optimizer multiplies them in the pass that reads them, torch's way for scaled losses. So the fp16 scaler,
-    which needs that for itself, and shards have a pass of their own.
+    A fused optimizer can divide gradients while it reads them (torch made this for scaled losses), which saves a pass.
+    With the fp16 scaler, which uses that itself, and for shards, the usual extra pass is made.
     """
     fused = all(group["fused"] for group in optimizer.param_groups)
     if not fused or accelerate.scaler is not None or accelerate.distributed_type == DistributedType.FSDP:
         norm: Tensor = accelerate.clip_grad_norm_(parameters, largest)
         return norm
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    # what it divides by: the inverse of clip_grad_norm_'s factor, its 1e-6 included
+    # the divisor: the inverse of clip_grad_norm_'s factor, with its 1e-6
     optimizer.grad_scale = ((norm + 1e-6) / largest).clamp(min=1.0)  # type: ignore[attr-defined]  # read by step
     return norm
 
@@ -65,7 +65,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move towards the weights after step `step` (from 0); the first steps count more, so no start-up bias."""
+        """Move towards the weights after step `step` (from 0). Decay starts at 0.1, so there is no start-up bias."""
         if not self.decay:
             return
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -73,12 +73,12 @@ class Average:
         torch._foreach_lerp_(values, live, 1 - decay)
 
     def best(self) -> dict[str, Tensor]:
-        """The weights to keep: the average, or the live ones without it."""
+        """The weights to keep: the average, or without one the live weights."""
         return self.values if self.decay else {n: p.detach() for n, p in self.live.items()}
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange live weights and average; twice is nothing."""
+        """Exchange live weights and average; doing it twice restores both."""
         for name, value in self.values.items():
             live = self.live[name]
             kept = live.detach().clone()

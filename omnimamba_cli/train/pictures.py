@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from omnimamba_cli.config import BAD_SHARE
 from omnimamba_cli.data.batches import PictureBatch, collate_pictures
 from omnimamba_cli.data.images import pixels_to_image
-from omnimamba_cli.data.mixing import Order, Split, worker_batches
+from omnimamba_cli.data.mixing import Order, Sampler, Split, loader
 from omnimamba_cli.data.pictures import Pictures
 from omnimamba_cli.data.resident import ResidentPictures
 from omnimamba_cli.model.vq import VQModel
@@ -19,7 +19,7 @@ from omnimamba_cli.train.optimiser import Average
 from omnimamba_cli.train.skipping import Skipping
 
 CODEBOOK = "model.quantize.embedding.weight"
-REVIVE_UNTIL = 0.8  # of the run
+REVIVE_UNTIL = 0.8  # share of the run after which dead codes are left alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class VQLosses:
 
 @dataclass(frozen=True)
 class Pixels:
-    """A micro-batch on the device: uint8 (b 3 s s); tokens counts codes."""
+    """A micro-batch on the device: pixels uint8 (b 3 s s); tokens is its number of codes."""
 
     pixels: Tensor
     tokens: int
@@ -81,7 +81,7 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 class VQJob:
-    """Trains a VQObjective on pictures."""
+    """Trains a VQObjective on pictures: a Job for the loop."""
 
     def __init__(
         self,
@@ -110,15 +110,8 @@ class VQJob:
         if isinstance(self.pictures, ResidentPictures):
             stream = self.pictures.batches(order, self.split, step)
         else:
-            stream = worker_batches(
-                self.pictures,
-                order,
-                self.split,
-                step,
-                collate=collate_pictures,
-                workers=self.workers,
-                pin=self.device.type == "cuda",
-            )
+            keys, pin = Sampler(order, self.split, step), self.device.type == "cuda"
+            stream = iter(loader(self.pictures, keys, collate=collate_pictures, workers=self.workers, pin=pin))
         while True:
             yield [self._micro(next(stream)) for _ in range(self.accumulate)]
 
@@ -131,11 +124,11 @@ class VQJob:
         return Pixels(pixels, tokens=len(pixels) * self.module.model.config.codes)
 
     def totals(self, micros: Sequence[Pixels]) -> dict[str, int]:
-        """Pictures of the step."""
+        """Number of pictures of the step."""
         return {"pictures": sum(len(m.pixels) for m in micros)}
 
     def after_step(self, step: int, progress: float, average: Average) -> list[Event]:
-        """Revive codes that nothing chose, while there is time left to learn with them; draw a sheet."""
+        """Replaces dead codes now and then, unless the run is nearly over; now and then makes a sheet."""
         done = step + 1
         if self.revive_every and done % self.revive_every == 0:
             if progress <= REVIVE_UNTIL:
@@ -148,7 +141,7 @@ class VQJob:
 
     @torch.no_grad()
     def _revive(self, average: Average) -> None:
-        """Dead entries become features of the last batch, drawn at random. Waits for nothing: a where, no lists."""
+        """Replace entries that no picture used by random features of the last batch, without waiting for the device."""
         if self.recent is None:
             return
         model = self.module.model
@@ -175,7 +168,7 @@ class VQJob:
         return pixels_to_image(torch.cat(rows, dim=1))
 
     def report(self) -> dict[str, float]:
-        """Share of the codebook in use since the last report, and how many entries an even use would be."""
+        """Share of the codebook used since the last report ("usage"), and the perplexity of that use."""
         counts = self.module.used
         share = counts / counts.sum().clamp(min=1)
         values = {

@@ -1,6 +1,6 @@
-"""Weights that accelerate's FSDP has cut into shards: whole again, cut again, or the part that is here.
+"""Weights that accelerate's FSDP has cut into shards: gathering them, cutting them again, the part of this process.
 
-On tensors that are not cut each of these gives back what it got, at no cost.
+Tensors that are not sharded are returned as they are, at no cost.
 """
 
 import torch
@@ -14,7 +14,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of it; every process has to ask for the same tensors in the same order."""
+    """The whole tensor, gathered; every process must call this for the same tensors in the same order."""
     if not isinstance(tensor, DTensor):
         return tensor
     result: Tensor = tensor.full_tensor()
@@ -22,7 +22,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part that this process holds; it shares its memory."""
+    """The part that this process holds, sharing its memory."""
     if not isinstance(tensor, DTensor):
         return tensor
     result: Tensor = tensor.to_local()
@@ -38,7 +38,7 @@ def cut_like(like: Tensor, tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def make_whole(module: nn.Module) -> None:
-    """Give every process all weights, as plain parameters: to save them. The module can no longer be trained."""
+    """Gather all weights in every process as plain parameters, to save them. The module can no longer be trained."""
     for part in module.modules():
         if hasattr(part, "reshard"):
             part.reshard()  # else a hook of state_dict would put the shards back

@@ -1,4 +1,4 @@
-"""Bad samples that a run meets: counted, each named once in the log, and too many of them end the run."""
+"""Bad samples that a run meets: counted, each reported once; too many of them end the run."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from omnimamba_cli.data.rejects import Bad, Rejects
 from omnimamba_cli.train.events import Event, Skipped
 
 CHECK_AFTER = 100  # samples, or one epoch if that is shorter
-NAMED = 50  # samples that are named; of more of them the count is enough
+NAMED = 50  # samples that are reported by name; further ones are only counted
 
 
 class Skipping:
-    """What one process meets in one task's data."""
+    """The bad samples that one process meets in one task's data."""
 
     def __init__(self, limit: float, samples: int) -> None:
         self.samples = samples  # in the data
@@ -22,7 +22,7 @@ class Skipping:
         self.events: list[Event] = []
 
     def count(self, seen: int, bad: Sequence[Bad]) -> int:
-        """A batch for which `seen` samples were looked at. Returns how many were bad; DataError past the limit."""
+        """Count a batch made of `seen` samples; returns how many were bad. Raises DataError past the limit."""
         self.seen += seen
         for one in bad:
             if self.rejects.add(one.name, one.reason) and (number := len(self.rejects.reasons)) <= NAMED:
@@ -33,14 +33,14 @@ class Skipping:
         return len(bad)
 
     def said(self) -> list[Event]:
-        """What has not been told yet."""
+        """The events that have not been given yet."""
         events, self.events = self.events, []
         return events
 
 
 @torch.no_grad()
 def total(counter: Tensor) -> int:
-    """The sum of a counter over all processes, which all ask for it. The first one keeps it: snapshots are its own."""
+    """The sum of a counter over all processes, which all must ask for it. The first one keeps it, for snapshots."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return int(counter)
     distributed.all_reduce(counter)

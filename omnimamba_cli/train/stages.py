@@ -1,6 +1,6 @@
-"""What trains in each stage: one table of the method's stages, and the named parts it speaks of.
+"""What trains in each stage: RECIPES, a table of the stages, and PARTS, the parts of the model that it names.
 
-Source: the released training code of arXiv:2503.08686; the other task's LoRA stays frozen in stage 1, as the paper
+Source: the released training code of arXiv:2503.08686; but in stage 1 the other task's LoRA stays frozen, as the paper
 says.
 """
 
@@ -16,7 +16,7 @@ from omnimamba_cli.errors import CheckpointError, UsageError, nearest
 
 Stage = Literal[1, 2]
 
-# part -> how the names of its parameters start; "backbone" and the LoRA pairs live inside layers.N
+# part -> how the names of its parameters start; LoRA pairs are inside layers.N and known by ".lora.", see part_of
 PARTS: dict[str, tuple[str, ...]] = {
     "text_embedding": ("text_embedding.",),
     "image_embedding": ("image_embedding.",),
@@ -31,7 +31,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "towers": ("towers.",),
 }
 
-# what a model has instead where the tasks share it: it trains whenever one of these does
+# parts of a model whose tasks share them -> the parts they stand for: they train whenever one of those does
 JOINED: dict[str, tuple[str, ...]] = {
     "vocabulary": ("text_embedding", "image_embedding"),
     "lora_shared": ("lora_mmu", "lora_t2i"),
@@ -40,13 +40,13 @@ JOINED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One row of the table: the paper's settings, each of which a flag replaces."""
+    """One row of the table: the paper's settings, which options replace."""
 
     parts: tuple[str, ...]  # that train
     lr: float  # peak
     warmup: int  # steps
     steps: int
-    batch_mmu: int = 0  # rows a step, all processes and micro-batches together
+    batch_mmu: int = 0  # rows of a step, over all processes and micro-batches
     batch_t2i: int = 0
 
 
@@ -88,7 +88,7 @@ def part_of(name: str) -> str:
 
 
 def trained_parts(stage: Stage, task: Task | None, unfreeze: Sequence[str] = ()) -> set[str]:
-    """The parts that train. "all" opens everything but the towers, which open by name alone.
+    """The parts that train. "all" unfreezes everything but the towers, which must be named.
 
     Raises UsageError for a part that does not exist, naming the nearest.
     """

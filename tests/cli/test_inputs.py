@@ -81,7 +81,7 @@ def test_stdin_serves_one_input_only() -> None:
     with pytest.raises(UsageError, match="twice"):
         inputs.split_question(["-", "-"], None)
     with pytest.raises(UsageError, match="twice"):
-        inputs.prompts("-", "-", False)
+        prompts("-", "-")
 
 
 @pytest.mark.parametrize(
@@ -99,22 +99,31 @@ def test_lists_hold_one_entry_a_line_or_nul(tmp_path: Path, data: bytes, nul: bo
     assert inputs.read_list("list", nul) == entries
 
 
+def prompts(argument: str | None, from_file: str | None) -> list[str]:
+    found = []
+    for wish in inputs.wishes(argument, from_file, False):
+        if isinstance(wish, InputError):
+            raise wish
+        found.append(wish.prompt)
+    return found
+
+
 def test_prompts_come_from_argument_stdin_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "list").write_text("a cat\na dog\n")
     give_stdin(monkeypatch, b"a fox\na hen\n")
-    assert inputs.prompts("", None, False) == [""]
-    assert inputs.prompts("a bee", "list", False) == ["a bee", "a cat", "a dog"]
-    assert inputs.prompts("-", None, False) == ["a fox", "a hen"]
+    assert prompts("", None) == [""]
+    assert prompts("a bee", "list") == ["a bee", "a cat", "a dog"]
+    assert prompts("-", None) == ["a fox", "a hen"]
 
 
 def test_no_prompt_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     give_stdin(monkeypatch, b"\n")
     with pytest.raises(UsageError):
-        inputs.prompts(None, None, False)
+        prompts(None, None)
     with pytest.raises(InputError, match="stdin"):
-        inputs.prompts("-", None, False)
+        prompts("-", None)
     with pytest.raises(InputError, match="no such file"):
-        inputs.prompts(None, "missing", False)
+        prompts(None, "missing")
 
 
 @pytest.mark.parametrize("text", ["", "\n  \n"])

@@ -40,13 +40,12 @@ def test_model_text_is_written_as_it_is(text: str, terminal: bool) -> None:
 
 @pytest.mark.parametrize(
     ("quiet", "verbose", "shown"),
-    [(False, 0, "note\n"), (True, 0, ""), (False, 1, "note\ndetail\n"), (False, 2, "note\ndetail\ndebug\n")],
+    [(False, 0, "note\n"), (True, 0, ""), (False, 1, "note\ndetail\n"), (False, 2, "note\ndetail\n")],
 )
 def test_talk_follows_quiet_and_verbose(quiet: bool, verbose: int, shown: str) -> None:
     out = make(quiet=quiet, verbose=verbose)
     out.note("note")
     out.detail("detail")
-    out.debug("debug")
     assert written(out) == ("", shown)
 
 

@@ -41,7 +41,7 @@ def made(planned: Iterable[targets.Target | InputError]) -> list[targets.Target]
     ],
 )
 def test_names_are_filled_and_numbered(prompts: list[str], count: int, output: str | None, names: list[str]) -> None:
-    planned = made(targets.plan(prompts, count, SEED, output, None))
+    planned = made(targets.plan(map(Wish, prompts), count, SEED, output, None))
     assert [str(t.path) for t in planned] == names
     assert [t.seed for t in planned] == list(range(SEED, SEED + len(names)))
 
@@ -62,7 +62,7 @@ def test_names_are_filled_and_numbered(prompts: list[str], count: int, output: s
 def test_format_follows_suffix_or_option(
     output: str | None, choice: targets.FormatChoice | None, expected: str
 ) -> None:
-    assert made(targets.plan(["a"], 1, SEED, output, choice))[0].format == expected
+    assert made(targets.plan([Wish("a")], 1, SEED, output, choice))[0].format == expected
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_impossible_outputs_are_wrong_use(
     output: str, count: int, choice: targets.FormatChoice | None, words: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        targets.plan(["a"], count, SEED, output, choice)
+        targets.plan([Wish("a")], count, SEED, output, choice)
     assert words in caught.value.message
     assert caught.value.hint
 
@@ -100,7 +100,7 @@ def test_a_prompt_can_have_a_seed_and_a_file_of_its_own() -> None:
 
 
 def test_names_are_planned_as_prompts_come() -> None:
-    planned = targets.plan((f"{i}" for i in count()), 1, SEED, "{n}-{stem}.png", None)
+    planned = targets.plan((Wish(f"{i}") for i in count()), 1, SEED, "{n}-{stem}.png", None)
     assert [str(t.path) for t in islice(planned, 2, 4) if isinstance(t, targets.Target)] == ["3-2.png", "4-3.png"]
 
 

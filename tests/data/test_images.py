@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from omnimamba_cli.data.images import MAX_PIXELS, load_image, pixels_to_image, tower_pixels, vq_pixels
+from omnimamba_cli.data.images import pixels_to_image, tower_pixels, vq_pixels
+from omnimamba_cli.data.reading import MAX_PIXELS, load_image
 from omnimamba_cli.errors import InputError
 
 RED, WHITE, GREEN = (255, 0, 0), (255, 255, 255), (0, 255, 0)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from omnimamba_cli.data.batches import collate_pictures
-from omnimamba_cli.data.mixing import Order, Split, worker_batches
+from omnimamba_cli.data.mixing import Order, Sampler, Split, loader
 from omnimamba_cli.data.pictures import Pictures
 from omnimamba_cli.data.resident import ResidentPictures, fits
 
@@ -18,7 +18,7 @@ def test_resident_batches_equal_read_ones(tmp_path: Path) -> None:
     (tmp_path / "4.png").write_bytes(b"no picture")
     pictures = Pictures.below(tmp_path, 8)
     order, split = Order(len(pictures), 3), Split(rows=4, parts=2)
-    read = worker_batches(pictures, order, split, 1, collate=collate_pictures, workers=0, pin=False)
+    read = iter(loader(pictures, Sampler(order, split, 1), collate=collate_pictures, workers=0))
     kept = ResidentPictures(pictures, torch.device("cpu")).batches(order, split, 1)
     bad = 0
     for one, two in islice(zip(read, kept, strict=False), 20):

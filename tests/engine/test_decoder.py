@@ -158,7 +158,7 @@ def test_pictures_are_those_of_the_plain_loop(t2i: OmniMamba, config: SamplingCo
     with torch.inference_mode():
         assert torch.equal(d.image(t2i, ids, config, seeds=[3, 4]), want)
         assert torch.equal(d.image(t2i, ids, config, seeds=[3, 4]), want)
-        several = d.image(t2i, ids, config, seeds=[3, 4, 5, 6], copies=2)
+        several = d.image(t2i, ids, config, seeds=[3, 4, 5, 6])
     assert torch.equal(several, decode.decode_image(t2i, ids, config, seeds=[3, 4, 5, 6], copies=2))
 
 
@@ -260,7 +260,7 @@ assert fast_text(Decoder(narrow, "mmu", kernels), narrow, x, CONFIGS["all"], 3) 
 config = replace(CONFIGS["min-p"], guidance=2.5)
 ids = captions([1, 2, 3], [])
 with torch.inference_mode():
-    got = Decoder(t2i, "t2i", kernels).image(t2i, ids, config, seeds=[3, 4], copies=2)
+    got = Decoder(t2i, "t2i", kernels).image(t2i, ids, config, seeds=[3, 4])
 assert torch.equal(got, decode.decode_image(t2i, ids, config, seeds=[3, 4], copies=2))
 # a task's rows lie in the middle of a shared table
 one = merged(OmniMamba(replace(c, vocabulary="shared")).eval(), "t2i")

@@ -413,18 +413,18 @@ def test_a_disk_too_small_is_said_before_the_first_byte(
 def test_a_disk_that_fills_up_is_said_and_continues(
     loopback: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = remote._Counted.write
+    real = remote._ReportingFile.write
 
-    def write(self: remote._Counted, data: bytes) -> int:
+    def write(self: remote._ReportingFile, data: bytes) -> int:
         if self._file.tell() > 50_000:
             raise OSError(28, "No space left on device")
         return real(self, data)
 
-    monkeypatch.setattr(remote._Counted, "write", write)
+    monkeypatch.setattr(remote._ReportingFile, "write", write)
     error = refused(directory)
     assert isinstance(error, InputError)
     assert "disk is full" in error.message
-    monkeypatch.setattr(remote._Counted, "write", real)
+    monkeypatch.setattr(remote._ReportingFile, "write", real)
     download(directory)
     assert any(r.range for r in loopback.requests)
 

@@ -10,7 +10,7 @@ from omnimamba_cli.engine.runtime import check_quantization
 from omnimamba_cli.errors import DeviceError
 from omnimamba_cli.ops import packed_int8
 from omnimamba_cli.ops.packed_int8 import PackedInt8
-from omnimamba_cli.ops.row_products import Halves, RowProduct, Turned, Widened, row_product
+from omnimamba_cli.ops.row_products import Halves, RowProduct, Transposed, Widened, row_product
 from tests.numerics import assert_close
 
 NO_FBGEMM = packed_int8.refusal()
@@ -27,7 +27,7 @@ def tensors(rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 KINDS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], tuple[RowProduct, Tensor]], float]] = {
-    "float32": (lambda w, q, s: (Turned(w), w), 1e-6),
+    "float32": (lambda w, q, s: (Transposed(w), w), 1e-6),
     "float16": (lambda w, q, s: (Halves(w.half()), w.half()), 6e-4),
     "bfloat16": (lambda w, q, s: (Halves(w.bfloat16()), w.bfloat16()), 5e-3),
     "widened": (lambda w, q, s: (Widened(q, s), q.double() * s.double()[:, None]), 1e-6),
@@ -71,7 +71,7 @@ def test_a_module_shares_what_is_kept_turned() -> None:
     linear = nn.Linear(I, O, bias=False).requires_grad_(False)
     before = linear.weight.clone()
     product = row_product(linear)
-    assert isinstance(product, Turned)
+    assert isinstance(product, Transposed)
     assert linear.weight.data_ptr() == product.weight.data_ptr()
     assert torch.equal(linear.weight, before)
 

@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from omnimamba_cli.config import ModelConfig
-from omnimamba_cli.data.images import load_image, vq_pixels
+from omnimamba_cli.data.images import vq_pixels
+from omnimamba_cli.data.reading import load_image
 from omnimamba_cli.engine import tokenizing
 from omnimamba_cli.engine.encoding import TokenizeSettings, Tokenizing
 from omnimamba_cli.engine.vq_training import VQSettings, train_image_tokenizer
