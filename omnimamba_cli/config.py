@@ -110,6 +110,8 @@ class Mamba2Config(_JSON):
     def __post_init__(self) -> None:
         _check_positive(self, "d_model", "n_layer", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size")
         _check_range("lora_rank", self.lora_rank, 0, 1 << 31)
+        _check_range("lora_dropout", self.lora_dropout, 0.0, 1.0)
+        _check_range("norm_eps", self.norm_eps, 0.0, 1.0, open_low=True)
         if self.d_inner % self.headdim:
             raise ConfigError(f"headdim {self.headdim} does not divide d_inner {self.d_inner} (expand * d_model)")
         if self.nheads % self.ngroups:
@@ -181,6 +183,11 @@ class TowerConfig(_JSON):
     std: tuple[float, ...]
     layer: int = -2  # block (ViT) or stage (convolutional) whose output is read; later ones are dropped
     options: dict[str, Any] = field(default_factory=dict)  # in the words of timm.create_model
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "width", "patches", "image_size")
+        if not all(value > 0 for value in self.std):
+            raise ConfigError(f"std of {self.name} is {self.std}; pixels are divided by it, so it must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +299,9 @@ class ModelConfig(_JSON):
                 f"config.json has format {self.format}; this program reads format 1",
                 hint="pip install --upgrade omnimamba-cli",
             )
+        _check_positive(self, "caption_tokens", "t2i_positions", "mmu_positions", "max_text_tokens")
+        _check_positive(self, "image_mlp_mult", "projector_mult")
+        _check_range("caption_dropout", self.caption_dropout, 0.0, 1.0)
         if "{question}" not in self.prompt:
             raise ConfigError(f"prompt is {self.prompt!r}; it must contain {{question}}")
         if len({(t.image_size, t.patches) for t in self.towers}) > 1:

@@ -21,7 +21,7 @@ from omnimamba_cli.data.sequences import t2i_prefix
 from omnimamba_cli.data.tokenizer import TextTokenizer
 from omnimamba_cli.errors import InputError
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 CACHED = ("codes", "prefixes", "chosen", "first", "rejects")
 # what numpy and zipfile raise for a file that is cut off or has changed bytes
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError)
@@ -103,7 +103,7 @@ class DrawnCodes:
             first.append(len(chosen))
         small = np.uint16 if self.config.vq.codebook_size <= 65_536 else np.int32
         narrow = np.uint16 if self.config.text.vocab_size <= 65_536 else np.int32
-        ids = tokenizer.encode_batch([c.encode("utf-8", "replace").decode() for c in captions])
+        ids = tokenizer.encode_batch(list(captions))
         return {
             "codes": np.frombuffer(codes, np.int32).astype(small).reshape(-1, self.config.vq.codes),
             "prefixes": np.array([t2i_prefix(self.config, i) for i in ids], narrow),

@@ -119,6 +119,14 @@ def test_captions_are_drawn_anew_and_dropped_at_the_stated_rate(
     assert min(kinds.values()) > 1500
 
 
+def test_captions_of_codes_are_spelled_as_those_of_pictures(
+    tmp_path: Path, tiny_config: ModelConfig, tokenizer: TextTokenizer
+) -> None:
+    caption = "a \ud800 fox"  # JSON may hold half a character
+    dataset = DrawnCodes([write(tmp_path / "codes.jsonl", [row(captions=(caption,))])], tiny_config, tokenizer)
+    assert dataset.prefixes[1].tolist() == sequences.t2i_prefix(tiny_config, tokenizer.encode(caption))
+
+
 @pytest.fixture
 def talks(tmp_path: Path, tiny_config: ModelConfig, tokenizer: TextTokenizer) -> Conversations:
     Image.new("RGB", (40, 20), "red").save(tmp_path / "a.png")
