@@ -217,7 +217,7 @@ def _train(system: System, cell: Cell) -> Row:
     optimizer = adamw(parameters, lr=1e-6, weight_decay=0.0)
 
     def step() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, dtype=system.dtype, enabled=system.dtype != torch.float32):
             value = loss()
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -211,6 +211,9 @@ def test_baselines_are_chosen_by_name_by_set_and_by_size(tiny_config: ModelConfi
     assert chosen(["none"], tiny_config) == []
     assert chosen(["auto"], tiny_config) == ["matched", "matched-uncached"]
     assert chosen(["auto"], PRESETS["1.3b"])[:2] == ["show-o", "show-o-cached"]
+    # in training no cache takes part: one of each size
+    assert chosen(["auto"], tiny_config, "train") == ["matched"]
+    assert chosen(["auto"], PRESETS["1.3b"], "train") == ["show-o", "janusflow"]
     assert set(OPPONENTS) <= set(chosen(["all"], tiny_config))
     with pytest.raises(UsageError, match="no baseline 'janusflo'") as error:
         chosen(["janusflo"], tiny_config)
@@ -262,6 +265,65 @@ def test_work_is_timed_several_times_at_once_after_a_warm_up(budget_s: float, bl
     timing = time_whole(lambda: done.append(1), CPU, budget_s, together=3)
     assert len(done) == 1 + 3 * blocks
     assert len(timing.seconds) == max(1, blocks)
+
+
+@pytest.mark.parametrize("task", ["text", "prefill", "train", "stage2"])
+def test_our_own_model_that_does_not_fit_is_a_row_too(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, task: bench.TaskName
+) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(bench, "load_ours", exhausted)
+    monkeypatch.setattr(bench, "Stage2", exhausted)
+    lengths = [] if task == "stage2" else [4]
+    config = bench.BenchConfig(task=task, seq_lens=lengths, model=str(tiny_model), device="cpu", budget_s=1.0)
+    rows = [event for event in bench.run(config) if isinstance(event, Row)]
+    assert (rows[0].system, rows[0].error) == ("tiny", "out of memory: Tried to allocate 20.00 GiB")
+    assert task == "stage2" or any(r.error is None for r in rows[1:])  # the others go on
+
+
+@pytest.mark.parametrize("task", ["text", "train", "stage2"])
+def test_a_preset_too_large_for_a_cpu_is_a_row_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, task: bench.TaskName
+) -> None:
+    monkeypatch.setattr(bench, "free_bytes", lambda device: 2_000_000)
+    monkeypatch.setattr(bench, "load_ours", None)
+    monkeypatch.setattr(bench, "Stage2", None)
+    config = bench.BenchConfig(task=task, model="nano", device="cpu", budget_s=1.0)
+    rows = [event for event in bench.run(config) if isinstance(event, Row) and event.method != "computed"]
+    assert all(r.error is not None and r.error.startswith("out of memory: needs 0.") for r in rows)
+
+
+def test_a_batch_whose_states_do_not_fit_a_cpu_is_a_row(tiny: OmniMambaSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.batch = 1_000_000
+    monkeypatch.setattr(tiny, "generate", None)  # nothing is allocated
+    (only,) = runner(bench.BenchConfig(), tiny.config, [4]).rows("x", None, lambda: tiny, 0.0)
+    assert only.error is not None
+    assert only.error.startswith("out of memory: needs ")
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
+def test_training_computes_in_the_number_format_that_its_row_says(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, said: torch.dtype
+) -> None:
+    used = []
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda kind, **how: used.append(how) or autocast(kind, **how))
+    config = bench.BenchConfig(
+        task="train", seq_lens=[6], model=str(tiny_model), device="cpu", dtype=dtype, baselines=["none"], budget_s=0.1
+    )
+    (row,) = [event for event in bench.run(config) if isinstance(event, Row)]
+    assert row.dtype == said
+    assert used[0]["enabled"] == (said != torch.float32)
+    assert said == torch.float32 or used[0]["dtype"] == said
+
+
+def test_a_row_names_no_kernels_that_did_not_run(tiny: OmniMambaSystem, tiny_model: Path) -> None:
+    assert tiny.kernels()["row_step"] == "cpu"
+    assert "int8" not in tiny.kernels()
+    training = OmniMambaSystem(load_ours(str(tiny_model), "cpu", "fp32", "train", 400), 1)
+    assert "row_step" not in training.kernels()
 
 
 def test_another_error_is_no_row() -> None:

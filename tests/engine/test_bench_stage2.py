@@ -31,7 +31,7 @@ def test_the_step_of_a_tiny_model_is_measured_whole(run: Run, tiny_model: Path) 
     assert 0 < row["mfu"] < 1
     assert row["peak_rss_bytes"] > 0
     assert (row["batch"], row["error"], row["dtype"]) == (3, None, "float32")
-    assert "2 drawings of 80 tokens and 1 pictures with 64 tokens of text" in row["what"]
+    assert "2 drawings of 80 tokens and 1 picture with 64 tokens of text" in row["what"]
 
 
 def test_a_task_may_be_left_out_and_activations_computed_again(tiny_model: Path) -> None:
