@@ -134,8 +134,7 @@ def run(config: BenchConfig) -> Iterator[Event]:
     if names and config.task == "text":
         for length in lengths:
             yield transformer_floor(config, machine, model, kind, length)
-    if parameter_count(model) > LARGE:
-        yield from bench_claims.verdicts(rows)
+    yield from bench_claims.verdicts(rows, small=parameter_count(model) <= LARGE)
 
 
 def _loaded(

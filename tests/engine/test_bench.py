@@ -421,6 +421,12 @@ def test_memory_is_compared_where_it_was_measured() -> None:
     assert [v.claim.measure for v in verdicts(unreached)] == ["speed"]
 
 
+def test_a_small_model_s_process_says_nothing_of_memory() -> None:
+    rows = [row(length=23_000, gib=3.0), row("matched", length=23_000, gib=9.0)]
+    assert [v.claim.measure for v in verdicts(rows)] == ["memory"]
+    assert verdicts(rows, small=True) == []
+
+
 def test_no_verdict_without_both_sides_or_at_another_length() -> None:
     assert verdicts([row("show-o"), row("janusflow")]) == []
     assert verdicts([row(length=2000), row("show-o", length=2000)]) == []
