@@ -14,7 +14,7 @@ import torch
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import bench_claims
 from omnimamba_cli.engine.bench_claims import Verdict
-from omnimamba_cli.engine.bench_machine import Machine, free_bytes, measure_machine
+from omnimamba_cli.engine.bench_machine import Machine, Memory, free_bytes, measure_machine
 from omnimamba_cli.engine.bench_measure import Cell, blank, measure
 from omnimamba_cli.engine.bench_opponents import LARGE, LLAMA_1B3, Opponent, check_names, chosen, matched, opponent
 from omnimamba_cli.engine.bench_rows import Row, TaskName
@@ -28,7 +28,7 @@ from omnimamba_cli.engine.bench_systems import (
     number_format,
     own_name,
 )
-from omnimamba_cli.engine.bench_timing import integrate, sample_positions
+from omnimamba_cli.engine.bench_timing import Sample, Timing, integrate, sample_positions
 from omnimamba_cli.engine.bench_transformers import TransformerSystem
 from omnimamba_cli.engine.runtime import parameter_count, pick_device
 from omnimamba_cli.errors import memory_reason
@@ -326,6 +326,7 @@ def transformer_floor(
 
     positions = sample_positions(prefix, length)
     total = integrate(positions, [step_s(p) for p in positions], prefix, length)
+    nothing = Memory(None, None, None)
     return Row(
         task="text",
         system=FLOOR,
@@ -339,6 +340,7 @@ def transformer_floor(
         prefix=prefix,
         step_s=total / length,
         total_s=total,
+        samples=tuple(Sample(p, Timing((step_s(p),), 0.0), nothing) for p in positions),
         tokens=config.batch * length,
         floor_s=total,
         work_s=total,

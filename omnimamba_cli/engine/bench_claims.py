@@ -98,7 +98,10 @@ class Verdict:
         return f"{self.claim}: {'; '.join(parts)}"
 
     def _shown(self, value: float) -> str:
-        return f"{100 * value:.0f} %" if self.claim.measure == "memory" else f"{value:.3g} times"
+        if self.claim.measure == "memory":
+            return f"{100 * value:.0f} %"
+        # a tenth more than three digits, so that 119.4 is seen to be above the claim's 119.2
+        return f"{value:,.0f} times" if value >= 1000 else f"{value:.{4 if value >= 100 else 3}g} times"
 
 
 def verdicts(rows: Sequence[Row], *, small: bool = False) -> list[Verdict]:

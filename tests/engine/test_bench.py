@@ -392,6 +392,10 @@ def test_the_line_no_transformer_passes_counts_weights_and_cache() -> None:
     middle = bench.prefix_of(model) + (16_000 - 1) / 2
     assert bench.prefix_of(model) == 760
     assert floor.step_s == pytest.approx(2 * (size.step_weights + size.kv_values * middle) / 1e10)
+    (line,) = bench_plot.time_curves([floor])  # of one length, too
+    assert line.dashed
+    assert len(line.points) == 5
+    assert bench_plot.memory_curves([floor]) == []
 
 
 def test_training_measures_all_weights(tiny_model: Path) -> None:
@@ -411,6 +415,11 @@ def test_verdicts_say_under_which_opponent_a_claim_holds() -> None:
     assert speed.claim == CLAIMS[0]
     assert (speed.holds, speed.fails) == (["show-o"], ["janusflow-graph"])
     assert "holds against show-o (200 times); does not against janusflow-graph (2.5 times)" in str(speed)
+
+
+def test_large_ratios_have_no_exponents() -> None:
+    (speed,) = verdicts([row(total_s=10.0), row("show-o", total_s=19_123.0)])
+    assert "show-o (1,912 times)" in str(speed)
 
 
 def test_memory_is_compared_where_it_was_measured() -> None:
