@@ -75,7 +75,7 @@ def command(
     dtype: Dtype = "auto",
     quantize: Quantize = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Generate and time every token, not steps at sampled positions.")
+        bool, typer.Option("--full", help="Generate and time every token, as far as --seconds go.")
     ] = False,
     seconds: Annotated[
         float | None,

@@ -92,7 +92,7 @@ class Verdict:
         shown = {name: self._shown(value) for name, value in self.measured.items()}
         parts = [
             f"{word} {', '.join(f'{name} ({shown[name]})' for name in names)}"
-            for word, names in (("holds against", self.holds), ("does not against", self.fails))
+            for word, names in (("holds against", self.holds), ("does not hold against", self.fails))
             if names
         ]
         return f"{self.claim}: {'; '.join(parts)}"

@@ -385,6 +385,27 @@ def test_generating_every_token_times_every_token(tiny_model: Path) -> None:
     assert all(len(r.samples) == 39 for r in rows[:2])
 
 
+@pytest.mark.parametrize("name", ["matched", "matched-uncached"])
+def test_generating_every_token_ends_with_its_time_and_says_so(tiny_config: ModelConfig, name: str) -> None:
+    system = TransformerSystem(name, opponent(name, tiny_config), "text", CPU, torch.float32, 1)
+    cell = Cell(task="text", machine=MACHINE, seq_len=100_000, prefix=9, budget_s=0.5, full=True, build_s=0.0)
+    only = measure(system, cell)
+    assert only.method == "extrapolated"
+    assert "tokens were generated in time; the rest follows" in only.notes[0]
+    assert only.tokens == 100_000
+    assert only.total_s is not None
+    # the later steps take longer
+    assert only.total_s > 100_000 * only.samples[-1].timing.median
+
+
+def test_every_token_is_not_begun_with_a_prefix_that_takes_too_long(tiny_config: ModelConfig) -> None:
+    system = TransformerSystem("x", opponent("matched", tiny_config), "text", CPU, torch.float32, 1)
+    slow = replace(MACHINE, flops_per_s=1.0)
+    only = measure(system, Cell(task="text", machine=slow, seq_len=5, prefix=9, budget_s=1.0, full=True, build_s=0.0))
+    assert only.error is not None
+    assert only.error.startswith("no time")
+
+
 def test_the_line_no_transformer_passes_counts_weights_and_cache() -> None:
     model = PRESETS["1.3b"]
     floor = bench.transformer_floor(bench.BenchConfig(), MACHINE, model, torch.bfloat16, 16_000)
@@ -414,7 +435,7 @@ def test_verdicts_say_under_which_opponent_a_claim_holds() -> None:
     (speed,) = verdicts(rows)
     assert speed.claim == CLAIMS[0]
     assert (speed.holds, speed.fails) == (["show-o"], ["janusflow-graph"])
-    assert "holds against show-o (200 times); does not against janusflow-graph (2.5 times)" in str(speed)
+    assert "holds against show-o (200 times); does not hold against janusflow-graph (2.5 times)" in str(speed)
 
 
 def test_large_ratios_have_no_exponents() -> None:
