@@ -163,7 +163,8 @@ def _text_in_full(system: System, cell: Cell) -> Row:
         steps_s, done = steps_s + block, done + count
     notes = []
     if done < cell.seq_len:
-        notes.append(f"{done:,} tokens were generated in time; the rest follows from the work of a step")
+        said = f"{done:,} tokens were generated in the time there was (--seconds)"
+        notes.append(f"{said}; the rest follows from the work of a step")
         steps_s += _rest(system, samples[-1], cell.prefix + done, cell.seq_len - done)
     # the first token comes with the prefix; its share is a mean step
     steps_s *= cell.seq_len / max(1, cell.seq_len - 1)

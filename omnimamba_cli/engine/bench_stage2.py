@@ -161,7 +161,8 @@ class Stage2:
             mfu=self.flops / timing.median / (peak or self.machine.flops_per_s),
             memory=meter.read(),
             build_s=self.built_s,
-            kernels={c.op: c.backend for c in registry.report(device) if c.chosen},
+            # no step of decoding is taken
+            kernels={c.op: c.backend for c in registry.report(device) if c.chosen and c.op not in ("row_step", "int8")},
             notes=tuple(
                 notes if timing.warmup_s else [*notes, "the one step is also the warm-up: no time for another"]
             ),

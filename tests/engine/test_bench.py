@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from omnimamba_cli.config import ModelConfig
-from omnimamba_cli.engine import bench, bench_plot, runtime
+from omnimamba_cli.engine import bench, bench_machine, bench_plot, runtime
 from omnimamba_cli.engine.bench_claims import CLAIMS, paper_seconds, verdicts
 from omnimamba_cli.engine.bench_machine import Machine, Memory, fill_random, median_and_spread
 from omnimamba_cli.engine.bench_measure import Cell, measure
@@ -101,6 +101,12 @@ def test_without_time_one_step_is_all() -> None:
 def test_the_spread_is_the_distance_of_the_quartiles() -> None:
     assert median_and_spread((1.0, 2.0, 3.0, 4.0, 100.0)) == (3.0, 2.0)
     assert median_and_spread((7.0,)) == (7.0, 0.0)
+
+
+def test_the_ceiling_is_the_best_of_many_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = iter([0.04] * 9 + [0.01] + [0.04] * 99)
+    monkeypatch.setattr(bench_machine, "seconds_of", lambda work, device: next(took))
+    assert bench_machine._product_rate(CPU, torch.float32) == 2 * 1024**3 / 0.01
 
 
 def test_random_weights_fill_everything() -> None:
@@ -391,7 +397,7 @@ def test_generating_every_token_ends_with_its_time_and_says_so(tiny_config: Mode
     cell = Cell(task="text", machine=MACHINE, seq_len=100_000, prefix=9, budget_s=0.5, full=True, build_s=0.0)
     only = measure(system, cell)
     assert only.method == "extrapolated"
-    assert "tokens were generated in time; the rest follows" in only.notes[0]
+    assert "tokens were generated in the time there was" in only.notes[0]
     assert only.tokens == 100_000
     assert only.total_s is not None
     # the later steps take longer

@@ -30,6 +30,7 @@ def test_the_step_of_a_tiny_model_is_measured_whole(run: Run, tiny_model: Path) 
     assert row["tokens_per_s"] * row["seconds_total"] == pytest.approx(2 * 80 + 84, rel=1e-4)
     assert 0 < row["mfu"] < 1
     assert row["peak_rss_bytes"] > 0
+    assert not {"row_step", "int8"} & set(row["kernels"])  # of decoding
     assert (row["batch"], row["error"], row["dtype"]) == (3, None, "float32")
     assert "2 drawings of 80 tokens and 1 picture with 64 tokens of text" in row["what"]
 
