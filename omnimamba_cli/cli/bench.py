@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omnimamba_cli.cli import targets
+from omnimamba_cli.cli.models import describe_choices
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import Device, Dtype, Force, Offline, Quantize, ReportOptions
 from omnimamba_cli.cli.output import Output
@@ -203,6 +204,9 @@ def measure(out: Output, config: "BenchConfig") -> "list[Row]":
         f"{machine.name}, {begun.model}: reads {machine.read_bytes_per_s / 1e9:,.0f} GB/s, "
         f"multiplies at {machine.flops_per_s / 1e12:,.2f} TFLOP/s"
     )
+    if out.verbose:
+        device, dtype = (machine.device, begun.device_reason), (machine.dtype, begun.dtype_reason)
+        describe_choices(out, device, dtype, config.quantize)
     try:
         with out.progress("measuring", total=begun.cells) as bar:
             for event in events:

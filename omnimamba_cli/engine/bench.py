@@ -14,9 +14,10 @@ import torch
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import bench_claims
 from omnimamba_cli.engine.bench_claims import Verdict
-from omnimamba_cli.engine.bench_machine import Machine, Memory, free_bytes, measure_machine
+from omnimamba_cli.engine.bench_floor import transformer_floor
+from omnimamba_cli.engine.bench_machine import Machine, free_bytes, measure_machine
 from omnimamba_cli.engine.bench_measure import Cell, blank, measure
-from omnimamba_cli.engine.bench_opponents import LARGE, LLAMA_1B3, Opponent, check_names, chosen, matched, opponent
+from omnimamba_cli.engine.bench_opponents import LARGE, Opponent, check_names, chosen, opponent
 from omnimamba_cli.engine.bench_rows import Row, TaskName
 from omnimamba_cli.engine.bench_stage2 import Stage2, Stage2Bench, described, machine_of, rows_of
 from omnimamba_cli.engine.bench_systems import (
@@ -27,17 +28,15 @@ from omnimamba_cli.engine.bench_systems import (
     load_ours,
     number_format,
     own_name,
+    prefix_of,
 )
-from omnimamba_cli.engine.bench_timing import Sample, Timing, integrate, sample_positions
 from omnimamba_cli.engine.bench_transformers import TransformerSystem
 from omnimamba_cli.engine.runtime import parameter_count, pick_device
 from omnimamba_cli.errors import memory_reason
 from omnimamba_cli.model.quantized import Quantization
 from omnimamba_cli.presets import PRESETS
 
-QUESTION = 27  # tokens: with a picture's patches and four marks, the prefix is 760 for the published model
 EXTRA = 2_048  # positions past a length: the prefix, and steps timed at its end
-FLOOR = "transformer-floor"
 LENGTHS: dict[TaskName, tuple[int, ...]] = {"text": (1_000, 16_000), "prefill": (760, 16_000), "train": (512,)}
 
 
@@ -67,6 +66,8 @@ class Begun:
     machine: Machine
     model: str
     cells: int
+    device_reason: str
+    dtype_reason: str
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,16 @@ def run(config: BenchConfig) -> Iterator[Event]:
         yield from stage2(config, name)
         return
     lengths = list(config.seq_lens or LENGTHS.get(config.task, (0,)))
-    place, _ = pick_device(config.device)
+    place, device_reason = pick_device(config.device)
     model, start = config_of(name), time.perf_counter()
     loaded, failure = _loaded(config, name, model, place, max(lengths) + EXTRA)
     built_s = time.perf_counter() - start
     names = [n for n in chosen(config.baselines, model, config.task) if _can(n, config, model)]
     on_cpu = place.type == "cpu"
-    kind = number_format(config.dtype, config.task, place, model)
+    kind, dtype_reason = number_format(config.dtype, config.task, place, model)
     machine = measure_machine(place, kind)
     clock = Clock(config.budget_s or (100.0 if on_cpu else 600.0), len(lengths) * (1 + len(names)))
-    yield Begun(machine, name, clock.cells)
+    yield Begun(machine, name, clock.cells, device_reason, dtype_reason)
     if config.model is None and on_cpu:
         yield Note("without a GPU the small model is measured; --model 1.3b takes minutes and 8 GB")
     runner = Runner(config, machine, model, lengths, clock)
@@ -133,7 +134,7 @@ def run(config: BenchConfig) -> Iterator[Event]:
             yield row
     if names and config.task == "text":
         for length in lengths:
-            yield transformer_floor(config, machine, model, kind, length)
+            yield transformer_floor(machine, model, kind, config.batch, length)
     yield from bench_claims.verdicts(rows, small=parameter_count(model) <= LARGE)
 
 
@@ -142,7 +143,7 @@ def _loaded(
 ) -> tuple[Loaded | None, str | None]:
     """Our own model, or what the rows say when memory does not hold it."""
     # what is read from a file stays there
-    item = 16 if config.task == "train" else number_format(config.dtype, config.task, device, model).itemsize
+    item = 16 if config.task == "train" else number_format(config.dtype, config.task, device, model)[0].itemsize
     needed = item * parameter_count(model) if config.task == "train" or name in PRESETS else 0
     if (lack := _lack(device, needed)) is not None:
         return None, lack
@@ -156,7 +157,7 @@ def _loaded(
 
 def stage2(config: BenchConfig, name: str) -> Iterator[Event]:
     """The paper's stage-2 step as one row; out of memory is one, too."""
-    device, _ = pick_device(config.device)
+    device, device_reason = pick_device(config.device)
     bench = Stage2Bench(
         model=name,
         device=config.device,
@@ -173,7 +174,7 @@ def stage2(config: BenchConfig, name: str) -> Iterator[Event]:
     failure = _lack(device, 16 * parameter_count(model))
     try:
         step = None if failure else Stage2(bench, machine)
-        yield Begun(machine, name, 1)
+        yield Begun(machine, name, 1, device_reason, "training" if config.dtype == "auto" else "asked for")
         row = None if step is None else step.measure()
     except (RuntimeError, MemoryError) as error:
         failure = memory_failure(error)
@@ -279,11 +280,6 @@ class Runner:
         )
 
 
-def prefix_of(model: ModelConfig) -> int:
-    """Tokens before the text: a picture's patches, four marks and a question of usual length."""
-    return model.patches + 4 + QUESTION
-
-
 def _lack(device: torch.device, needed: int) -> str | None:
     """What a row says of work that a CPU's memory does not hold; a GPU says so itself.
 
@@ -308,42 +304,3 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def transformer_floor(
-    config: BenchConfig, machine: Machine, model: ModelConfig, dtype: torch.dtype, length: int
-) -> Row:
-    """What no cached Transformer of this size can pass: weights and cache, once a step, at the measured read rate."""
-    large = parameter_count(model) > LARGE
-    size = LLAMA_1B3 if large else matched(model)
-    who = "JanusFlow's LLaMA-1.3B" if large else "a Transformer of this model's width and weights"
-    prefix = prefix_of(model)
-    weights = dtype.itemsize * size.step_weights
-    per_token = dtype.itemsize * config.batch * size.kv_values
-
-    def step_s(position: int) -> float:
-        return (weights + per_token * position) / machine.read_bytes_per_s
-
-    positions = sample_positions(prefix, length)
-    total = integrate(positions, [step_s(p) for p in positions], prefix, length)
-    nothing = Memory(None, None, None)
-    return Row(
-        task="text",
-        system=FLOOR,
-        opponent=True,
-        what=f"the line that {who} cannot pass with a cache: bytes of weights and cache over the read rate",
-        machine=machine,
-        dtype=dtype,
-        batch=config.batch,
-        method="computed",
-        seq_len=length,
-        prefix=prefix,
-        step_s=total / length,
-        total_s=total,
-        samples=tuple(Sample(p, Timing((step_s(p),), 0.0), nothing) for p in positions),
-        tokens=config.batch * length,
-        floor_s=total,
-        work_s=total,
-        weight_bytes=weights,
-        context_bytes=per_token * (prefix + length - 1),
-    )

@@ -107,7 +107,8 @@ def device_name(device: torch.device) -> str:
         return str(torch.cuda.get_device_name(device))
     if device.type == "mps":
         return "Apple GPU"
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def _cpu_name() -> str:

@@ -27,6 +27,7 @@ from omnimamba_cli.presets import PRESETS
 M = TypeVar("M", bound=nn.Module)
 NEEDED = {"train": ("model",), "image": ("vq",)}  # parts that a task reads as they are stored
 STEPS = 512  # that one run of `steps` gives at least
+QUESTION = 27  # tokens: with a picture's patches and four marks, the prefix is 760 for the published model
 
 
 class System(Protocol):
@@ -134,11 +135,16 @@ def config_of(name: str) -> ModelConfig:
         raise CheckpointError(error.message, hint=presets) from None
 
 
-def number_format(choice: str, task: str, device: torch.device, config: ModelConfig) -> torch.dtype:
-    """What is computed in: of decoding the weights, of training the forward pass (weights are float32 there)."""
+def prefix_of(model: ModelConfig) -> int:
+    """Tokens before the text: a picture's patches, four marks and a question of usual length."""
+    return model.patches + 4 + QUESTION
+
+
+def number_format(choice: str, task: str, device: torch.device, config: ModelConfig) -> tuple[torch.dtype, str]:
+    """What is computed in, and why: of decoding the weights, of training the forward pass (its weights are float32)."""
     if task == "train" and choice == "auto" and device.type != "cuda":
-        return torch.float32
-    return runtime.pick_dtype(choice, device, config)[0]
+        return torch.float32, "training without a CUDA device"
+    return runtime.pick_dtype(choice, device, config)
 
 
 def load_ours(
@@ -152,7 +158,7 @@ def load_ours(
     notes = []
     place, _ = runtime.pick_device(device)
     config = config_of(name)
-    kind = number_format(dtype, task, place, config)
+    kind, _ = number_format(dtype, task, place, config)
     if name in PRESETS:
         # folded in, a random pair is one more random matrix; in training it has its own work
         bare = config if task == "train" else replace(config, backbone=replace(config.backbone, lora_rank=0))

@@ -139,3 +139,17 @@ def test_a_preset_is_measured_where_triton_is_broken(process: Process, tmp_path:
     words = ("bench", "-m", "nano", "--device", "cpu", "--seq-len", "2", "--seconds", "1", "--baseline", "matched")
     done = process(*words, env=environment(PYTHONPATH=path))
     assert (done.returncode, done.stdout[:6]) == (0, b"system"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "why"), [("text", "fastest on a CPU"), ("train", "training without a CUDA"), ("stage2", "training")]
+)
+def test_verbose_says_what_was_chosen_and_why(run: Run, tiny_model: Path, task: str, why: str) -> None:
+    length = () if task == "stage2" else ("--seq-len", "4")
+    more = ("--rows-mmu", "1", "--rows-t2i", "0") if task == "stage2" else ()
+    options = ("--task", task, *length, *more, "--seconds", "1", "--baseline", "none", "-v")
+    done = run("bench", "-m", str(tiny_model), "--device", "cpu", *options)
+    assert done.code == 0, done.err
+    assert "device  cpu  asked for" in done.err
+    assert f"dtype   float32  {why}" in done.err
+    assert "kernel  row_step: cpu  " in done.err

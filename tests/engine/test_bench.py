@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import bench, bench_machine, bench_plot, runtime
 from omnimamba_cli.engine.bench_claims import CLAIMS, paper_seconds, verdicts
+from omnimamba_cli.engine.bench_floor import transformer_floor
 from omnimamba_cli.engine.bench_machine import Machine, Memory, fill_random, median_and_spread
 from omnimamba_cli.engine.bench_measure import Cell, measure
 from omnimamba_cli.engine.bench_opponents import OPPONENTS, chosen, matched, opponent
 from omnimamba_cli.engine.bench_rows import Row, table
-from omnimamba_cli.engine.bench_systems import OmniMambaSystem, load_ours, standing_at
+from omnimamba_cli.engine.bench_systems import OmniMambaSystem, load_ours, prefix_of, standing_at
 from omnimamba_cli.engine.bench_timing import (
     BLOCKS,
     Sample,
@@ -414,10 +415,10 @@ def test_every_token_is_not_begun_with_a_prefix_that_takes_too_long(tiny_config:
 
 def test_the_line_no_transformer_passes_counts_weights_and_cache() -> None:
     model = PRESETS["1.3b"]
-    floor = bench.transformer_floor(bench.BenchConfig(), MACHINE, model, torch.bfloat16, 16_000)
+    floor = transformer_floor(MACHINE, model, torch.bfloat16, 1, 16_000)
     size = OPPONENTS["janusflow"].config
-    middle = bench.prefix_of(model) + (16_000 - 1) / 2
-    assert bench.prefix_of(model) == 760
+    middle = prefix_of(model) + (16_000 - 1) / 2
+    assert prefix_of(model) == 760
     assert floor.step_s == pytest.approx(2 * (size.step_weights + size.kv_values * middle) / 1e10)
     (line,) = bench_plot.time_curves([floor])  # of one length, too
     assert line.dashed
