@@ -16,6 +16,7 @@ from torch import Tensor
 from omnimamba_cli import __version__
 
 PRODUCT_SECONDS = 0.6
+MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # of Linux
 PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d")
 
 
@@ -178,21 +179,36 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory still to be had on a device; None where it is not told."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return min((b for b in (_available(), _left_to_group()) if b is not None), default=None)
+
+
+def _available() -> int | None:
+    """What the kernel has left, with what it gives back when asked."""
+    told = _numbers(MEMORY).get("MemAvailable:")  # in kB
+    if told is not None:
+        return told * 1024
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _reclaimable()
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
 
 
-def _reclaimable() -> int:
-    """Page cache that the kernel gives back when asked."""
+def _left_to_group() -> int | None:
+    """What a container may still take, whose limit the machine's memory says nothing of; None without a limit."""
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("Cached:"):
-                return int(line.split()[1]) * 1024
+        limit, used = (int((GROUP / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+    except (OSError, ValueError):  # "max" is no limit
+        return None
+    return max(0, limit - used + _numbers(GROUP / "memory.stat").get("inactive_file", 0))
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The second word of each line by the first; nothing where there is no such file."""
+    try:
+        lines = [line.split() for line in path.read_text(encoding="ascii", errors="replace").splitlines()]
     except OSError:
-        pass
-    return 0
+        return {}
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
 
 
 def fill_random(tensor: Tensor, scale: float) -> None:

@@ -110,6 +110,25 @@ def test_the_ceiling_is_the_best_of_many_products(monkeypatch: pytest.MonkeyPatc
     assert bench_machine._product_rate(CPU, torch.float32) == 2 * 1024**3 / 0.01
 
 
+def test_free_memory_is_what_the_kernel_and_the_container_s_limit_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_machine, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(bench_machine, "GROUP", tmp_path)
+    # shared memory is in Cached, and not to be had
+    (tmp_path / "meminfo").write_text("MemFree: 1000 kB\nMemAvailable:    5000 kB\nCached: 9000 kB\n")
+    assert bench_machine.free_bytes(CPU) == 5000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("2000000\n")
+    assert bench_machine.free_bytes(CPU) == 5000 * 1024
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1500000\ninactive_file 400000\n")
+    assert bench_machine.free_bytes(CPU) == 3_000_000 - 2_000_000 + 400_000
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert bench_machine.free_bytes(CPU) is None or bench_machine.free_bytes(CPU) > 0
+
+
 def test_random_weights_fill_everything() -> None:
     tensor = torch.full(((1 << 20) + 7 + 1000,), torch.nan)
     fill_random(tensor, 0.5)
