@@ -19,7 +19,7 @@ from omnimamba_cli.engine.bench_machine import Machine, free_bytes, measure_mach
 from omnimamba_cli.engine.bench_measure import Cell, blank, measure
 from omnimamba_cli.engine.bench_opponents import LARGE, Opponent, check_names, chosen, opponent
 from omnimamba_cli.engine.bench_rows import Row, TaskName
-from omnimamba_cli.engine.bench_stage2 import Stage2, Stage2Bench, described, machine_of, rows_of
+from omnimamba_cli.engine.bench_stage2 import Stage2, Stage2Bench, described, held_bytes, machine_of, rows_of
 from omnimamba_cli.engine.bench_systems import (
     Loaded,
     OmniMambaSystem,
@@ -170,8 +170,7 @@ def stage2(config: BenchConfig, name: str) -> Iterator[Event]:
     machine, rows, model = machine_of(bench, device), rows_of(bench, device), config_of(name)
     step: Stage2 | None = None
     row: Row | None = None
-    # of every weight a gradient and two moments, all in float32; image encoders and activations come on top
-    failure = _lack(device, 16 * parameter_count(model))
+    failure = _lack(device, held_bytes(model))  # activations come on top
     try:
         step = None if failure else Stage2(bench, machine)
         yield Begun(machine, name, 1, device_reason, "training" if config.dtype == "auto" else "asked for")

@@ -22,6 +22,7 @@ from omnimamba_cli.engine.bench_systems import random_ids, random_module
 from omnimamba_cli.engine.bench_timing import time_whole
 from omnimamba_cli.engine.checkpoint import load_directory
 from omnimamba_cli.engine.training import PrecisionChoice, pick_precision
+from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vision import VisionTowers
 from omnimamba_cli.ops import registry
@@ -107,6 +108,12 @@ def described(bench: Stage2Bench, c: ModelConfig, rows: dict[Task, int]) -> str:
     said = f"stage 2 by the training loop: {t2i} and {mmu}, image encoders, clipping and AdamW included"
     more = ["activations computed again"] if bench.checkpoint_activations else []
     return "; ".join([said, *more, *(["random weights"] if bench.model in PRESETS else [])])
+
+
+def held_bytes(config: ModelConfig) -> int:
+    """What a step holds whatever its rows: weights with a gradient and two moments each, image encoders alone."""
+    trained, frozen = on_meta(lambda: OmniMamba(config)), on_meta(lambda: VisionTowers(config.towers))
+    return 16 * sum(p.numel() for p in trained.parameters()) + 4 * sum(p.numel() for p in frozen.parameters())
 
 
 class Stage2:

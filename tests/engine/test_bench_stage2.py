@@ -11,7 +11,7 @@ from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import bench
 from omnimamba_cli.engine.bench_machine import Machine
 from omnimamba_cli.engine.bench_rows import Row
-from omnimamba_cli.engine.bench_stage2 import PAPER_ROWS, batch_of, peak_of, step_flops
+from omnimamba_cli.engine.bench_stage2 import PAPER_ROWS, Stage2, Stage2Bench, batch_of, held_bytes, peak_of, step_flops
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.train.language import Objective
 from omnimamba_cli.train.loop import Loop
@@ -130,3 +130,9 @@ def test_options_of_another_task_are_refused(run: Run, arguments: tuple[str, ...
     done = run("bench", *arguments)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
+
+
+def test_what_a_step_holds_is_weights_gradients_and_moments_and_the_encoders(tiny_model: Path) -> None:
+    step = Stage2(Stage2Bench(model=str(tiny_model), device="cpu"), Machine(CPU, "a machine", torch.float32, 1e9, 1e9))
+    parameters = list(step.loop.job.module.parameters())
+    assert sum((16 if p.requires_grad else 4) * p.numel() for p in parameters) == held_bytes(step.config)
