@@ -1,20 +1,23 @@
 """`omnimamba bench`: how fast this machine runs the model, beside Transformers and what the hardware allows."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from omnimamba_cli.cli import targets
+from omnimamba_cli.cli.models import describe_choices
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import Device, Dtype, Force, Offline, Quantize, ReportOptions
 from omnimamba_cli.cli.output import Output
 from omnimamba_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from omnimamba_cli.engine.bench import BenchConfig
+    from omnimamba_cli.engine.bench_claims import Verdict
     from omnimamba_cli.engine.bench_rows import Row
 
 TaskChoice = Literal["text", "image", "prefill", "train", "stage2"]
@@ -73,7 +76,7 @@ def command(
     dtype: Dtype = "auto",
     quantize: Quantize = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Generate and time every token, not steps at sampled positions.")
+        bool, typer.Option("--full", help="Generate and time every token, as far as --seconds go.")
     ] = False,
     seconds: Annotated[
         float | None,
@@ -113,6 +116,8 @@ def command(
             f"--quantize {quantize} is for decoding; training needs the whole weights", hint="leave it out"
         )
     check_stage2(task, lengths, batch, rows_mmu, rows_t2i, checkpoint_activations)
+    if task == "stage2" and baseline not in ("auto", "none"):
+        raise UsageError("stage2 measures the training loop alone, beside no baseline", hint="leave --baseline out")
     if full and task != "text":
         raise UsageError(f"--full is for text; --task {task} is always measured whole", hint="leave --full out")
     if plot is not None:
@@ -171,8 +176,12 @@ def check_stage2(
 
 def check_plot(plot: str, task: TaskChoice, force: bool) -> None:
     """Raises before any work for a plot that cannot be drawn or written."""
-    if Path(plot).suffix.lower() not in (".png", ".svg"):
-        raise UsageError(f"{plot}: plots are drawn as PNG or SVG", hint=f"--plot {Path(plot).with_suffix('.svg')}")
+    path = Path(plot)
+    if path.suffix.lower() not in (".png", ".svg"):
+        # without a name of its own: nothing, a folder, "-", ".svg"
+        named = path.name not in ("", "-") and not path.name.startswith(".")
+        better = path / "speed.svg" if plot and path.is_dir() else path.with_suffix(".svg") if named else "speed.svg"
+        raise UsageError(f"--plot {plot or repr(plot)}: plots are drawn as PNG or SVG", hint=f"--plot {better}")
     if task in ("image", "stage2"):
         what = "pictures have" if task == "image" else "stage2 has"
         raise UsageError(f"--plot draws over length, and {what} one", hint="leave --plot out")
@@ -186,7 +195,7 @@ def measure(out: Output, config: "BenchConfig") -> "list[Row]":
     from omnimamba_cli.engine.bench_rows import Row, table
 
     rows: list[Row] = []
-    verdicts: list[Verdict] = []
+    verdicts: list[Verdict] | None = None
     events = bench.run(config)
     begun = next(events)
     assert isinstance(begun, bench.Begun)  # it comes first
@@ -195,36 +204,68 @@ def measure(out: Output, config: "BenchConfig") -> "list[Row]":
         f"{machine.name}, {begun.model}: reads {machine.read_bytes_per_s / 1e9:,.0f} GB/s, "
         f"multiplies at {machine.flops_per_s / 1e12:,.2f} TFLOP/s"
     )
-    with out.progress("measuring", total=begun.cells) as bar:
-        for event in events:
-            match event:
-                case bench.Note():
-                    out.note(event.text)
-                case Row():
-                    bar.advance(1, event.system)
-                    rows.append(event)
-                    if out.json:
-                        out.record(event.to_dict())
-                case Verdict():
-                    verdicts.append(event)
-                    if out.json:
-                        out.record(event.to_dict())
-    if not out.json:
-        out.table(*table(rows))
-        for line in explained(rows, verdicts):
-            out.line(line)
+    if out.verbose:
+        device, dtype = (machine.device, begun.device_reason), (machine.dtype, begun.dtype_reason)
+        describe_choices(out, device, dtype, config.quantize)
+    try:
+        with out.progress("measuring", total=begun.cells) as bar:
+            for event in events:
+                match event:
+                    case bench.Note():
+                        out.note(event.text)
+                    case Row():
+                        bar.advance(1, event.system)
+                        rows.append(event)
+                        if out.json:
+                            out.record(event.to_dict())
+                    case Verdict():
+                        verdicts = [*(verdicts or []), event]
+                        if out.json:
+                            out.record(event.to_dict())
+        verdicts = verdicts or []
+    finally:  # stopped after minutes, too: what was measured until then
+        if rows and not out.json:
+            out.table(*table(rows))
+            for line in explained(rows, verdicts):
+                out.line(line)
     return rows
 
 
-def explained(rows: "list[Row]", verdicts: "Sequence[object]") -> list[str]:
-    """The lines below the table: what each system is, notes, and the paper's claims."""
-    lines = [""]
+def explained(rows: "Sequence[Row]", verdicts: "Sequence[Verdict] | None") -> list[str]:
+    """What stands below the table: on what it was measured, what each system is, what was noted, the paper's claims.
+
+    Without verdicts, which come last, the measuring was stopped.
+    """
+    first, machine = rows[0], rows[0].machine
+    said = f"{str(first.dtype).removeprefix('torch.')}, batch {first.batch}, on {machine.name}"
+    rates = f"reads {machine.read_bytes_per_s / 1e9:,.0f} GB/s, multiplies at {machine.flops_per_s / 1e12:,.2f} TFLOP/s"
+    lines = ["", f"{said} ({rates})", ", ".join(f"{name} {number}" for name, number in machine.versions.items()), ""]
     for name in dict.fromkeys(row.system for row in rows):
         mine = [row for row in rows if row.system == name]
         lines.append(f"{name}: {mine[0].what}")
+        lines += [f"  kernels: {kernels_line(mine[0].kernels)}"] if mine[0].kernels else []
         notes = dict.fromkeys(n for row in mine for n in (*row.notes, *([row.error] if row.error else [])))
         lines += [f"  {note}" for note in notes]
+    return [*lines, *claims(rows, verdicts)]
+
+
+def kernels_line(kernels: "Mapping[str, str]") -> str:
+    """Which kernels ran, the most usual ones not one by one."""
+    usual, times = Counter(kernels.values()).most_common(1)[0]
+    shown = [f"{op} {backend}" for op, backend in kernels.items() if backend != usual or times < 3]
+    return ", ".join([*shown, *([f"{'all else' if shown else 'all'} {usual}"] if times >= 3 else [])])
+
+
+def claims(rows: "Sequence[Row]", verdicts: "Sequence[Verdict] | None") -> list[str]:
+    """The paper's claims beside what was measured, or why there is nothing to set beside them."""
     if verdicts:
-        lines += ["", "the paper's claims (arXiv:2503.08686, RTX 4090), and what was measured here:"]
-        lines += [f"  {verdict}" for verdict in verdicts]
-    return lines
+        system = verdicts[0].system
+        beside = "what was measured here"
+        if verdicts[0].small:
+            beside = f"what {system}, a much smaller model, does here beside Transformers of its own size"
+        head = f"the paper's claims (arXiv:2503.08686, OmniMamba-1.3B on an RTX 4090), and {beside}:"
+        return ["", head, *(f"  {verdict}" for verdict in verdicts)]
+    if verdicts is not None and any(row.opponent for row in rows) and rows[0].task in ("text", "image"):
+        where = "for one row of 16,000, 23,000 and 100,000 tokens, and for 16 pictures at once"
+        return ["", f"the paper's claims are {where}; none of these was measured here"]
+    return []

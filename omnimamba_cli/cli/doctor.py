@@ -12,6 +12,7 @@ from omnimamba_cli.cli import settings
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import ReportOptions
 from omnimamba_cli.cli.output import Output
+from omnimamba_cli.errors import DeviceError
 
 PACKAGES = (
     "torch torchvision timm numpy pillow safetensors huggingface-hub tokenizers accelerate typer rich "
@@ -34,6 +35,7 @@ def command(ctx: typer.Context, report: ReportOptions) -> None:
     Of the kernels it says which are in use and why not the others. Put its output into a bug report.
     """
     out = report.configure(ctx)
+    found, refusal = kernels()
     facts: Facts = {
         "omnimamba": __version__,
         "python": platform.python_version(),
@@ -41,7 +43,7 @@ def command(ctx: typer.Context, report: ReportOptions) -> None:
         "cpus": os.cpu_count(),
         "packages": packages(),
         "devices": devices(),
-        "kernels": kernels(),
+        "kernels": found,
         "models": models(),
         "config": config(),
         "environment": {
@@ -52,6 +54,8 @@ def command(ctx: typer.Context, report: ReportOptions) -> None:
         out.record(facts)
     else:
         show(out, facts)
+    if refusal is not None:
+        raise refusal  # every other command would
 
 
 def config() -> str | None:
@@ -90,13 +94,18 @@ def devices() -> list[Facts]:
     return found
 
 
-def kernels() -> list[Facts]:
-    """Every operation's backends on the device that "auto" picks."""
+def kernels() -> tuple[list[Facts], DeviceError | None]:
+    """Every operation's backends on the device that "auto" picks; or why what the environment asks for cannot be."""
     from omnimamba_cli.engine import runtime
     from omnimamba_cli.ops import registry
 
     device, _ = runtime.pick_device("auto")
-    return [{"op": c.op, "backend": c.backend, "chosen": c.chosen, "reason": c.reason} for c in registry.report(device)]
+    try:
+        choices = registry.report(device)
+    except DeviceError as error:
+        asked = os.environ.get(registry.ENVIRONMENT)
+        return [{"op": "all", "backend": asked, "chosen": False, "reason": error.message}], error
+    return [{"op": c.op, "backend": c.backend, "chosen": c.chosen, "reason": c.reason} for c in choices], None
 
 
 def models() -> list[Facts]:

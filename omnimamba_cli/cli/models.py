@@ -7,6 +7,8 @@ from omnimamba_cli.cli.options import DecodingOptions, ModelOptions
 from omnimamba_cli.cli.output import Output
 
 if TYPE_CHECKING:
+    import torch
+
     from omnimamba_cli.config import Task
     from omnimamba_cli.engine.session import Session
 
@@ -24,19 +26,23 @@ def open_session(out: Output, where: ModelOptions, *, task: "Task | None" = None
     quantize = where.quantize if isinstance(where, DecodingOptions) else None
     session = load(model, device=where.device, dtype=where.dtype, quantize=quantize)
     if out.verbose:
-        _describe(out, session)
+        out.detail(f"model   {session.config.name}  {session.directory}")
+        device, dtype = (session.device, session.device_reason), (session.dtype, session.dtype_reason)
+        describe_choices(out, device, dtype, session.quantization)
     return session
 
 
-def _describe(out: Output, session: "Session") -> None:
+def describe_choices(
+    out: Output, device: "tuple[torch.device, str]", dtype: "tuple[torch.dtype, str]", quantization: str | None
+) -> None:
+    """Says for -v where and in what it runs, by which kernels, each with its reason."""
     from omnimamba_cli.ops import registry
 
-    out.detail(f"model   {session.config.name}  {session.directory}")
-    out.detail(f"device  {session.device}  {session.device_reason}")
-    out.detail(f"dtype   {str(session.dtype).removeprefix('torch.')}  {session.dtype_reason}")
-    if session.quantization:
-        out.detail(f"weights {session.quantization} while decoding")
-    for choice in registry.report(session.device):
+    out.detail(f"device  {device[0]}  {device[1]}")
+    out.detail(f"dtype   {str(dtype[0]).removeprefix('torch.')}  {dtype[1]}")
+    if quantization:
+        out.detail(f"weights {quantization} while decoding")
+    for choice in registry.report(device[0]):
         if choice.chosen:
             out.detail(f"kernel  {choice.op}: {choice.backend}  {choice.reason}")
 

@@ -14,21 +14,29 @@ import torch
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import bench_claims
 from omnimamba_cli.engine.bench_claims import Verdict
+from omnimamba_cli.engine.bench_floor import transformer_floor
 from omnimamba_cli.engine.bench_machine import Machine, free_bytes, measure_machine
 from omnimamba_cli.engine.bench_measure import Cell, blank, measure
-from omnimamba_cli.engine.bench_opponents import LARGE, LLAMA_1B3, Opponent, chosen, matched, opponent
+from omnimamba_cli.engine.bench_opponents import LARGE, Opponent, check_names, chosen, opponent
 from omnimamba_cli.engine.bench_rows import Row, TaskName
-from omnimamba_cli.engine.bench_stage2 import Stage2Bench, prepared
-from omnimamba_cli.engine.bench_systems import OmniMambaSystem, System, load_ours
-from omnimamba_cli.engine.bench_timing import integrate, sample_positions
+from omnimamba_cli.engine.bench_stage2 import Stage2, Stage2Bench, described, held_bytes, machine_of, rows_of
+from omnimamba_cli.engine.bench_systems import (
+    Loaded,
+    OmniMambaSystem,
+    System,
+    config_of,
+    load_ours,
+    number_format,
+    own_name,
+    prefix_of,
+)
 from omnimamba_cli.engine.bench_transformers import TransformerSystem
 from omnimamba_cli.engine.runtime import parameter_count, pick_device
 from omnimamba_cli.errors import memory_reason
 from omnimamba_cli.model.quantized import Quantization
+from omnimamba_cli.presets import PRESETS
 
-QUESTION = 27  # tokens; with 729 patches and four special tokens the published model's prefix is 760
 EXTRA = 2_048  # positions past a length: the prefix, and steps timed at its end
-FLOOR = "transformer-floor"
 LENGTHS: dict[TaskName, tuple[int, ...]] = {"text": (1_000, 16_000), "prefill": (760, 16_000), "train": (512,)}
 
 
@@ -62,6 +70,8 @@ class Begun:
     machine: Machine
     model: str
     cells: int
+    device_reason: str
+    dtype_reason: str
 
 
 @dataclass(frozen=True)
@@ -95,27 +105,31 @@ def run(config: BenchConfig) -> Iterator[Event]:
 
     Raises UsageError for an unknown baseline, and what Session raises for a model, device or dtype.
     """
+    check_names(config.baselines)  # before anything is loaded
     name = config.model or ("1.3b" if torch.cuda.is_available() and config.device != "cpu" else "nano")
     if config.task == "stage2":
         yield from stage2(config, name)
         return
     lengths = list(config.seq_lens or LENGTHS.get(config.task, (0,)))
-    start = time.perf_counter()
-    loaded = load_ours(name, config.device, config.dtype, config.task, max(lengths) + EXTRA, config.quantize)
+    place, device_reason = pick_device(config.device)
+    model, start = config_of(name), time.perf_counter()
+    loaded, failure = _loaded(config, name, model, place, max(lengths) + EXTRA)
     built_s = time.perf_counter() - start
-    names = [n for n in chosen(config.baselines, loaded.config) if _can(n, config, loaded.config)]
-    machine = measure_machine(loaded.device, loaded.dtype)
-    clock = Clock(config.seconds_for(loaded.device), len(lengths) * (1 + len(names)))
-    yield Begun(machine, name, clock.cells)
-    if config.model is None and loaded.device.type == "cpu":
+    names = [n for n in chosen(config.baselines, model, config.task) if _can(n, config, model)]
+    on_cpu = place.type == "cpu"
+    kind, dtype_reason = number_format(config.dtype, config.task, place, model)
+    machine = measure_machine(place, kind)
+    clock = Clock(config.seconds_for(place), len(lengths) * (1 + len(names)))
+    yield Begun(machine, name, clock.cells, device_reason, dtype_reason)
+    if config.model is None and on_cpu:
         yield Note("without a GPU the small model is measured; --model 1.3b takes minutes and 8 GB")
-    runner = Runner(config, machine, loaded.config, lengths, clock)
-    model, place, kind = loaded.config, loaded.device, loaded.dtype
+    runner = Runner(config, machine, model, lengths, clock)
     rows: list[Row] = []
-    for row in runner.rows(loaded.name, None, partial(OmniMambaSystem, loaded, config.batch), built_s):
+    ours = None if loaded is None else partial(OmniMambaSystem, loaded, config.batch)
+    for row in runner.rows(own_name(model, config.quantize), None, ours, built_s, failure):
         rows.append(row)
         yield row
-    del loaded  # its memory must not count for the others
+    del loaded, ours  # its memory must not count for the others
     for other in names:
         who = opponent(other, model)
         build = partial(TransformerSystem, other, who, config.task, place, kind, config.batch)
@@ -124,14 +138,30 @@ def run(config: BenchConfig) -> Iterator[Event]:
             yield row
     if names and config.task == "text":
         for length in lengths:
-            yield transformer_floor(config, machine, model, kind, length)
-    if parameter_count(model) > LARGE:
-        yield from bench_claims.verdicts(rows)
+            yield transformer_floor(machine, model, kind, config.batch, length)
+    yield from bench_claims.verdicts(rows, small=parameter_count(model) <= LARGE)
+
+
+def _loaded(
+    config: BenchConfig, name: str, model: ModelConfig, device: torch.device, positions: int
+) -> tuple[Loaded | None, str | None]:
+    """Our own model, or what the rows say when memory does not hold it."""
+    # what is read from a file stays there
+    item = 16 if config.task == "train" else number_format(config.dtype, config.task, device, model)[0].itemsize
+    needed = item * parameter_count(model) if config.task == "train" or name in PRESETS else 0
+    if (lack := _lack(device, needed)) is not None:
+        return None, lack
+    try:
+        return load_ours(name, config.device, config.dtype, config.task, positions, config.quantize), None
+    except (RuntimeError, MemoryError) as error:
+        failure = memory_failure(error)
+    release(device)
+    return None, failure
 
 
 def stage2(config: BenchConfig, name: str) -> Iterator[Event]:
     """The paper's stage-2 step as one row, also where memory runs out."""
-    device, _ = pick_device(config.device)
+    device, device_reason = pick_device(config.device)
     bench = Stage2Bench(
         model=name,
         device=config.device,
@@ -141,24 +171,31 @@ def stage2(config: BenchConfig, name: str) -> Iterator[Event]:
         checkpoint_activations=config.checkpoint_activations,
         budget_s=config.seconds_for(device),
     )
-    machine, step = prepared(bench)
-    yield Begun(machine, name, 1)
+    machine, rows, model = machine_of(bench, device), rows_of(bench, device), config_of(name)
+    step: Stage2 | None = None
+    row: Row | None = None
+    failure = _lack(device, held_bytes(model))  # activations come on top
     try:
-        yield step.measure()
+        step = None if failure else Stage2(bench, machine)
+        yield Begun(machine, name, 1, device_reason, "training" if config.dtype == "auto" else "asked for")
+        row = None if step is None else step.measure()
     except (RuntimeError, MemoryError) as error:
-        next_command = step.in_less_memory()
-        yield Row(
+        failure = memory_failure(error)
+    if row is None:
+        next_command = None if step is None else step.in_less_memory()
+        row = Row(
             task="stage2",
-            system=step.config.name,
+            system=model.name,
             opponent=False,
-            what=step.what(),
+            what=described(bench, model, rows),
             machine=machine,
             dtype=machine.dtype,
-            batch=sum(step.rows.values()),
+            batch=sum(rows.values()),
             method="failed",
             notes=(f"next: {next_command}",) if next_command else (),
-            error=memory_failure(error),
+            error=failure,
         )
+    yield row
 
 
 def _can(name: str, config: BenchConfig, model: ModelConfig) -> bool:
@@ -176,12 +213,22 @@ class Runner:
     lengths: list[int]
     clock: Clock
 
-    def rows(self, name: str, who: Opponent | None, build: Callable[[], System], built_s: float) -> Iterator[Row]:
-        """A row for every length, whatever happens; the system is freed afterwards. `who` None is our own model."""
+    def rows(
+        self,
+        name: str,
+        who: Opponent | None,
+        build: Callable[[], System] | None,
+        built_s: float,
+        failure: str | None = None,
+    ) -> Iterator[Row]:
+        """A row for every length, whatever happens; the system is freed afterwards. `who` None is our own model.
+
+        `failure`: why it could not even be loaded.
+        """
         start = time.perf_counter()
-        system, failure = None, self._too_large(who)
+        system, failure = None, failure or self._too_large(who)
         try:
-            system = None if failure else build()
+            system = None if failure or build is None else build()
         except (RuntimeError, MemoryError) as error:
             failure = memory_failure(error)
         built_s += time.perf_counter() - start
@@ -201,11 +248,10 @@ class Runner:
         release(self.machine.device)
 
     def _row(self, system: System, cell: Cell) -> Row:
-        length = cell.prefix + cell.seq_len
-        free, needed = free_bytes(self.machine.device), system.memory_bytes(length) - system.memory_bytes(0)
-        if self.machine.device.type == "cpu" and free is not None and needed > free:
-            # a machine that swaps, or whose kernel ends the process, is worse than a row that says no
-            return blank(system, cell, "failed")(error=_lacks(needed, free))
+        read = cell.prefix if cell.task in ("text", "image") else cell.seq_len
+        needed = system.memory_bytes(read, cell.prefix + cell.seq_len)
+        if (lack := _lack(self.machine.device, needed)) is not None:
+            return blank(system, cell, "failed")(error=lack)
         try:
             return measure(system, cell)
         except (RuntimeError, MemoryError) as error:
@@ -213,13 +259,11 @@ class Runner:
 
     def _too_large(self, who: Opponent | None) -> str | None:
         """Why an opponent's weights do not fit a CPU's memory; a GPU says so itself."""
-        free = free_bytes(self.machine.device)
-        if self.machine.device.type != "cpu" or free is None or who is None:
+        if who is None:
             return None
         # training holds weights, gradients and two moments in float32
         size = 16 if self.config.task == "train" else self.machine.dtype.itemsize
-        needed = size * who.config.weights
-        return _lacks(needed, free) if needed > free else None
+        return _lack(self.machine.device, size * who.config.weights)
 
     def _failed(self, name: str, who: Opponent | None, cell: Cell, failure: str | None) -> Row:
         """The row of a system that could not even be built."""
@@ -239,13 +283,15 @@ class Runner:
         )
 
 
-def prefix_of(model: ModelConfig) -> int:
-    """Tokens before the text: a picture's patches, four special tokens and a question of usual length."""
-    return model.patches + 4 + QUESTION
+def _lack(device: torch.device, needed: int) -> str | None:
+    """What a row says of work that a CPU's memory does not hold; a GPU says so itself.
 
-
-def _lacks(needed: int, free: int) -> str:
-    return f"out of memory: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    A machine that swaps, or whose kernel ends the process, is worse than a row that says no.
+    """
+    free = free_bytes(device) if device.type == "cpu" else None
+    if free is None or needed <= free:
+        return None
+    return f"out of memory: needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
 
 
 def memory_failure(error: Exception) -> str:
@@ -261,40 +307,3 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def transformer_floor(
-    config: BenchConfig, machine: Machine, model: ModelConfig, dtype: torch.dtype, length: int
-) -> Row:
-    """The least time of a cached Transformer of this size: reading weights and cache once a step, at the read rate."""
-    large = parameter_count(model) > LARGE
-    size = LLAMA_1B3 if large else matched(model)
-    who = "JanusFlow's LLaMA-1.3B" if large else "a Transformer of this model's width and weights"
-    prefix = prefix_of(model)
-    weights = dtype.itemsize * size.step_weights
-    per_token = dtype.itemsize * config.batch * size.kv_values
-
-    def step_s(position: int) -> float:
-        return (weights + per_token * position) / machine.read_bytes_per_s
-
-    positions = sample_positions(prefix, length)
-    total = integrate(positions, [step_s(p) for p in positions], prefix, length)
-    return Row(
-        task="text",
-        system=FLOOR,
-        opponent=True,
-        what=f"the line that {who} cannot pass with a cache: bytes of weights and cache over the read rate",
-        machine=machine,
-        dtype=dtype,
-        batch=config.batch,
-        method="computed",
-        seq_len=length,
-        prefix=prefix,
-        step_s=total / length,
-        total_s=total,
-        tokens=config.batch * length,
-        floor_s=total,
-        work_s=total,
-        weight_bytes=weights,
-        context_bytes=per_token * (prefix + length - 1),
-    )

@@ -139,6 +139,9 @@ def _sample(system: System, position: int, meter: MemoryMeter, budget_s: float) 
 
 def _text_in_full(system: System, cell: Cell) -> Row:
     device, meter = cell.machine.device, MemoryMeter(cell.machine.device)
+    if reading_s(system, cell) > max(PATIENCE_S, cell.budget_s):
+        return skipped(system, cell, cell.prefix)
+    deadline = time.perf_counter() + cell.budget_s
     ttft = time_whole(lambda: system.first_token(cell.prefix), device, cell.budget_s / 4)
     meter.reset()
     synchronize(device)
@@ -148,18 +151,30 @@ def _text_in_full(system: System, cell: Cell) -> Row:
     size = max(1, (cell.seq_len - 1) // FULL_SAMPLES)
     samples: list[Sample] = []
     steps_s, done = 0.0, 1
-    while done < cell.seq_len:
-        count = min(size, cell.seq_len - done)
-        start = time.perf_counter()
-        for _ in range(count):
+    while done < cell.seq_len and (not samples or time.perf_counter() < deadline):
+        count, start = 0, time.perf_counter()
+        while count < min(size, cell.seq_len - done) and (count == 0 or time.perf_counter() < deadline):
             next(tokens)
+            count += 1
         synchronize(device)
         block = time.perf_counter() - start
         samples.append(Sample(cell.prefix + done, Timing((block / count,), 0.0), meter.read()))
         steps_s, done = steps_s + block, done + count
+    notes = []
+    if done < cell.seq_len:
+        said = f"{done:,} tokens were generated in the time there was (--seconds)"
+        notes.append(f"{said}; the rest follows from the work of a step")
+        steps_s += _rest(system, samples[-1], cell.prefix + done, cell.seq_len - done)
     # the first token comes with the prefix; its share is a mean step
     steps_s *= cell.seq_len / max(1, cell.seq_len - 1)
-    return _text_row(system, cell, "full", ttft, samples, steps_s, meter.read(), [])
+    return _text_row(system, cell, "extrapolated" if notes else "full", ttft, samples, steps_s, meter.read(), notes)
+
+
+def _rest(system: System, last: Sample, start: int, count: int) -> float:
+    """Seconds that `count` steps from `start` on would take, by the last one timed."""
+    positions = sample_positions(start, count)
+    each = last.timing.median / system.work(last.position)
+    return integrate(positions, [each * system.work(position) for position in positions], start, count)
 
 
 def _text_row(
@@ -216,7 +231,7 @@ def _train(system: System, cell: Cell) -> Row:
     optimizer = adamw(parameters, lr=1e-6, weight_decay=0.0)
 
     def step() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, dtype=system.dtype, enabled=system.dtype != torch.float32):
             value = loss()
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -109,6 +109,8 @@ OPPONENTS: dict[str, Opponent] = {
     "emu3": Opponent(config=EMU3, cache="fixed", what=f"Emu3-8B, {FIXED}", picture=EMU3_CODES),
 }
 MATCHED = ("matched", "matched-uncached")  # made for the model that is measured
+ALL = (*OPPONENTS, *MATCHED)
+SETS = ("all", "none", "auto")
 LARGE = 700_000_000  # weights from which the published opponents are the fair ones
 
 
@@ -149,23 +151,26 @@ def opponent(name: str, config: ModelConfig) -> Opponent:
     return Opponent(config=size, cache="none", what=f"{about}, no cache, every token a whole causal pass")
 
 
-def chosen(words: Sequence[str], config: ModelConfig) -> list[str]:
+def check_names(words: Sequence[str]) -> None:
+    """Raises UsageError for what is neither an opponent nor a set of them, naming the nearest; and for none at all."""
+    if not words:
+        raise UsageError("--baseline is empty", hint="--baseline none measures the model alone")
+    for word in words:
+        if word not in (*ALL, *SETS):
+            raise UsageError(
+                f"there is no baseline {word!r}; baselines are {', '.join(ALL)}, and {', '.join(SETS)}",
+                hint=nearest(word, (*ALL, *SETS)),
+            )
+
+
+def chosen(words: Sequence[str], config: ModelConfig, task: str = "text") -> list[str]:
     """The opponents that were asked for: names, "all", "none", or "auto": the fair ones for the model's size.
 
-    Raises UsageError for another word, naming the nearest.
+    Raises UsageError for another word.
     """
-    large = parameter_count(config) > LARGE
-    sets: dict[str, list[str]] = {
-        "all": [*OPPONENTS, *MATCHED],
-        "none": [],
-        "auto": list(OPPONENTS)[:4] if large else list(MATCHED),
-    }
-    names: list[str] = []
-    for word in words:
-        if word not in sets and word not in sets["all"]:
-            raise UsageError(
-                f"there is no baseline {word!r}; baselines are {', '.join(sets['all'])}, and all, none, auto",
-                hint=nearest(word, [*sets["all"], *sets]),
-            )
-        names += sets.get(word, [word])
-    return list(dict.fromkeys(names))
+    check_names(words)
+    auto = list(OPPONENTS)[:4] if parameter_count(config) > LARGE else list(MATCHED)
+    if task == "train":  # no cache takes part, so one of each size says it all
+        auto = ["show-o", "janusflow"] if parameter_count(config) > LARGE else ["matched"]
+    sets: dict[str, list[str]] = {"all": list(ALL), "none": [], "auto": auto}
+    return list(dict.fromkeys(name for word in words for name in sets.get(word, [word])))

@@ -14,7 +14,7 @@ Method = Literal["sampled", "full", "extrapolated", "repeated", "computed", "fai
 METHODS: Mapping[Method, str] = {
     "sampled": "steps timed at sampled positions, the sum over all positions by linear interpolation",
     "full": "every token generated and timed",
-    "extrapolated": "as sampled, but the later positions follow from the last one timed and the work of a step",
+    "extrapolated": "as sampled or full, but the later positions follow from the last one timed and the work of a step",
     "repeated": "the whole work timed",
     "computed": "not run: bytes over the measured read rate",
     "failed": "not measured",

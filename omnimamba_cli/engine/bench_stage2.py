@@ -15,13 +15,14 @@ from torch import nn
 from omnimamba_cli.config import ModelConfig, Task
 from omnimamba_cli.data.batches import Collate, DrawBatch, TalkBatch
 from omnimamba_cli.data.talks import Talk
-from omnimamba_cli.engine import hub, runtime
+from omnimamba_cli.engine import hub
 from omnimamba_cli.engine.bench_machine import Machine, MemoryMeter, measure_machine
 from omnimamba_cli.engine.bench_rows import Row
 from omnimamba_cli.engine.bench_systems import random_ids, random_module
 from omnimamba_cli.engine.bench_timing import time_whole
 from omnimamba_cli.engine.checkpoint import load_directory
 from omnimamba_cli.engine.training import PrecisionChoice, pick_precision
+from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.vision import VisionTowers
 from omnimamba_cli.ops import registry
@@ -87,27 +88,44 @@ class FixedBatch:
         return {}
 
 
-def prepared(bench: Stage2Bench) -> tuple[Machine, "Stage2"]:
-    """The machine, and the step ready to be taken. Raises what Session raises for a model or a device."""
-    device, _ = runtime.pick_device(bench.device)
+def machine_of(bench: Stage2Bench, device: torch.device) -> Machine:
+    """The machine, measured in the number format of the forward pass."""
     precision = pick_precision(bench.dtype, device)
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    machine = measure_machine(device, kind)
-    return machine, Stage2(bench, machine)
+    return measure_machine(device, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
+
+
+def rows_of(bench: Stage2Bench, device: torch.device) -> dict[Task, int]:
+    """Rows of each task."""
+    usual = CPU_ROWS if device.type == "cpu" else PAPER_ROWS
+    given = {"mmu": bench.rows_mmu, "t2i": bench.rows_t2i}
+    return {t: n if (n := given[t]) is not None else usual[t] for t in usual}
+
+
+def described(bench: Stage2Bench, c: ModelConfig, rows: dict[Task, int]) -> str:
+    """What is measured, in words."""
+    t2i = f"{rows['t2i']} drawings of {c.t2i_prefix + c.vq.codes} tokens"
+    mmu = f"{rows['mmu']} {'picture' if rows['mmu'] == 1 else 'pictures'} with {c.max_text_tokens} tokens of text"
+    said = f"stage 2 by the training loop: {t2i} and {mmu}, image encoders, clipping and AdamW included"
+    more = ["activations computed again"] if bench.checkpoint_activations else []
+    return "; ".join([said, *more, *(["random weights"] if bench.model in PRESETS else [])])
+
+
+def held_bytes(config: ModelConfig) -> int:
+    """What a step holds whatever its rows: weights with a gradient and two moments each, image encoders alone."""
+    trained, frozen = on_meta(lambda: OmniMamba(config)), on_meta(lambda: VisionTowers(config.towers))
+    return 16 * sum(p.numel() for p in trained.parameters()) + 4 * sum(p.numel() for p in frozen.parameters())
 
 
 class Stage2:
-    """Model, towers, optimizer and one batch on the device."""
+    """Model, towers, optimizer and one batch on the device. Raises what Session raises for a model."""
 
     def __init__(self, bench: Stage2Bench, machine: Machine) -> None:
         begun = time.perf_counter()
         self.bench, self.machine = bench, machine
         device = machine.device
-        usual = CPU_ROWS if device.type == "cpu" else PAPER_ROWS
-        given = {"mmu": bench.rows_mmu, "t2i": bench.rows_t2i}
-        self.rows: dict[Task, int] = {t: n if (n := given[t]) is not None else usual[t] for t in usual}
+        self.rows = rows_of(bench, device)
         model, towers = _modules(bench.model, device)
-        self.config, self.random = model.config, bench.model in PRESETS
+        self.config = model.config
         freeze(model, towers, 2, None)
         objective = Objective(model, towers, {"mmu": 1.0, "t2i": 1.0}, recompute=bench.checkpoint_activations)
         self.batch = batch_of(self.config, self.rows, device)
@@ -150,7 +168,8 @@ class Stage2:
             mfu=self.flops / timing.median / (peak or self.machine.flops_per_s),
             memory=meter.read(),
             build_s=self.built_s,
-            kernels={c.op: c.backend for c in registry.report(device) if c.chosen},
+            # no step of decoding is taken
+            kernels={c.op: c.backend for c in registry.report(device) if c.chosen and c.op not in ("row_step", "int8")},
             notes=tuple(
                 notes if timing.warmup_s else [*notes, "the one step is also the warm-up: no time for another"]
             ),
@@ -158,12 +177,7 @@ class Stage2:
 
     def what(self) -> str:
         """What is measured, in words."""
-        c = self.config
-        t2i = f"{self.rows['t2i']} drawings of {c.t2i_prefix + c.vq.codes} tokens"
-        mmu = f"{self.rows['mmu']} pictures with {c.max_text_tokens} tokens of text"
-        said = f"stage 2 by the training loop: {t2i} and {mmu}, image encoders, clipping and AdamW included"
-        more = ["activations computed again"] if self.bench.checkpoint_activations else []
-        return "; ".join([said, *more, *(["random weights"] if self.random else [])])
+        return described(self.bench, self.config, self.rows)
 
     def in_less_memory(self) -> str | None:
         """The next command to try in less memory: with activations computed again, or else with half of the rows."""

@@ -12,10 +12,12 @@ from omnimamba_cli.config import ModelConfig, Task
 from omnimamba_cli.data import sequences
 from omnimamba_cli.engine import decode, hub, runtime
 from omnimamba_cli.engine.bench_machine import fill_random
-from omnimamba_cli.engine.checkpoint import load_directory
+from omnimamba_cli.engine.checkpoint import load_directory, read_config
 from omnimamba_cli.engine.pixels import PixelDecoder
 from omnimamba_cli.engine.session import Session
-from omnimamba_cli.model.lora import merged
+from omnimamba_cli.errors import CheckpointError, nearest
+from omnimamba_cli.model.lora import is_merged, merged
+from omnimamba_cli.model.meta import on_meta
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import PackedLinear, Quantization, QuantizedLinear, quantize
 from omnimamba_cli.model.vq import VQModel
@@ -25,6 +27,7 @@ from omnimamba_cli.presets import PRESETS
 M = TypeVar("M", bound=nn.Module)
 NEEDED = {"train": ("model",), "image": ("vq",)}  # parts that a task reads from the directory as they are stored
 STEPS = 512  # least number of steps that `System.steps` gives
+QUESTION = 27  # tokens: with a picture's patches and four special tokens, the prefix is 760 for the published model
 
 
 class System(Protocol):
@@ -54,8 +57,8 @@ class System(Protocol):
         """Floating-point operations of a pass over `length` tokens of all rows."""
         ...
 
-    def memory_bytes(self, length: int) -> int:
-        """At least so much memory is needed for `length` tokens."""
+    def memory_bytes(self, read: int, length: int) -> int:
+        """At least so much memory, beside the weights, takes a pass over `read` tokens and what is kept of `length`."""
         ...
 
     def first_token(self, prefix: int) -> None:
@@ -79,8 +82,7 @@ def random_module(
     build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype
 ) -> Any:  # Any: what it builds
     """A module with random weights of a sensible scale, made quickly on the device; A_log, dt_bias, D in float32."""
-    with torch.device("meta"):
-        module = build()
+    module = on_meta(build)
     for name, parameter in list(module.named_parameters()):
         owner, _, key = name.rpartition(".")
         wide = key in ("A_log", "dt_bias", "D") and dtype in (torch.float16, torch.bfloat16)
@@ -112,7 +114,37 @@ class Loaded:
     @property
     def name(self) -> str:
         """The name in its rows."""
-        return f"{self.config.name} {self.narrow}" if self.narrow else self.config.name
+        return own_name(self.config, self.narrow)
+
+
+def own_name(config: ModelConfig, narrow: Quantization | None) -> str:
+    """The name of a model in its rows."""
+    return f"{config.name} {narrow}" if narrow else config.name
+
+
+def config_of(name: str) -> ModelConfig:
+    """The sizes of a preset or of a model, without its weights. Raises CheckpointError for what is neither."""
+    if name in PRESETS:
+        return PRESETS[name]
+    try:
+        return read_config(hub.resolve(name))
+    except CheckpointError as error:
+        if error.hint is None or "/" in name or "did you mean" in error.hint:
+            raise
+        presets = nearest(name.lower(), PRESETS) or f"presets with random weights: {', '.join(PRESETS)}; {error.hint}"
+        raise CheckpointError(error.message, hint=presets) from None
+
+
+def prefix_of(model: ModelConfig) -> int:
+    """Tokens before the text: a picture's patches, four special tokens and a question of usual length."""
+    return model.patches + 4 + QUESTION
+
+
+def number_format(choice: str, task: str, device: torch.device, config: ModelConfig) -> tuple[torch.dtype, str]:
+    """What is computed in, and why: of decoding the weights, of training the forward pass (its weights are float32)."""
+    if task == "train" and choice == "auto" and device.type != "cuda":
+        return torch.float32, "training without a CUDA device"
+    return runtime.pick_dtype(choice, device, config)
 
 
 def load_ours(
@@ -124,10 +156,10 @@ def load_ours(
     """
     lora: Task = "t2i" if task == "image" else "mmu"
     notes = []
+    place, _ = runtime.pick_device(device)
+    config = config_of(name)
+    kind, _ = number_format(dtype, task, place, config)
     if name in PRESETS:
-        place, _ = runtime.pick_device(device)
-        config = PRESETS[name]
-        kind, _ = runtime.pick_dtype(dtype, place, config)
         # folded in, a random pair is one more random matrix; in training it has its own work
         bare = config if task == "train" else replace(config, backbone=replace(config.backbone, lora_rank=0))
         model = random_module(lambda: OmniMamba(bare), place, torch.float32 if task == "train" else kind)
@@ -140,7 +172,6 @@ def load_ours(
     else:
         directory = hub.resolve(name)
         session = Session(directory, device, "fp32" if task == "train" else dtype, narrow)
-        place, kind, config = session.device, session.dtype, session.config
         parts = load_directory(directory, device=place, dtype=torch.float32, parts=NEEDED.get(task, ()))
         trained, vq = parts.model, parts.vq
         model = session.for_task(lora) if trained is None else trained
@@ -178,7 +209,10 @@ class OmniMambaSystem:
 
     def kernels(self) -> dict[str, str]:
         """See System."""
-        return {c.op: c.backend for c in registry.report(self.device) if c.chosen}
+        found = {c.op: c.backend for c in registry.report(self.device) if c.chosen}
+        merged_for_a_task = is_merged(self.model, "mmu") or is_merged(self.model, "t2i")
+        other = {"int8": self.loaded.narrow is None, "row_step": not merged_for_a_task}  # what did not run
+        return {op: backend for op, backend in found.items() if not other.get(op)}
 
     def step_bytes(self, task: str, position: int) -> tuple[int, int]:
         """See System. The state is read and written."""
@@ -206,9 +240,9 @@ class OmniMambaSystem:
         weights = sum(number for number, _ in linear_weights(self.model.layers))
         return 2.0 * self.batch * length * weights
 
-    def memory_bytes(self, length: int) -> int:
-        """See System; of a model that is there already, only its state is to come."""
-        return self._state_bytes(self.batch)
+    def memory_bytes(self, read: int, length: int) -> int:
+        """See System; the state is as large for any length."""
+        return self._state_bytes(self.batch) + self.batch * read * self.config.backbone.d_in_proj * self.dtype.itemsize
 
     def _prefix(self, length: int) -> Tensor:
         d = self.config.backbone.d_model

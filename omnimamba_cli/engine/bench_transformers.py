@@ -69,10 +69,11 @@ class TransformerSystem:
         c = self.config
         return self.rows * (2.0 * length * c.layer_weights + 2.0 * c.n_layer * c.d_model * length**2)
 
-    def memory_bytes(self, length: int) -> int:
-        """See System: weights, and the cache where there is one."""
-        c, size = self.config, self.dtype.itemsize
-        return size * (c.weights + (self.rows * c.kv_values * length if self.opponent.cache != "none" else 0))
+    def memory_bytes(self, read: int, length: int) -> int:
+        """See System: what a layer is widened to and, with a cache, that."""
+        c = self.config
+        cached = c.kv_values * length if self.opponent.cache != "none" else 0
+        return self.dtype.itemsize * self.rows * (cached + c.d_ff * read)
 
     # reading
 

@@ -14,7 +14,7 @@ def _load() -> tuple[object | None, str]:
     """The package's scan and why it cannot be had."""
     try:
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that it loads by itself is not there
         return None, f"mamba-ssm cannot be imported ({error}); pip install 'omnimamba-cli[cuda]'"
     return mamba_chunk_scan_combined, ""
 

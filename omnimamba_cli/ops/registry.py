@@ -50,7 +50,7 @@ def _triton() -> tuple[ModuleType | None, ModuleType | None, str]:
     """Our Triton modules, scan and fused; or None twice and why they cannot be imported."""
     try:
         from omnimamba_cli.ops import triton_fused, triton_scan
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that it loads by itself is not there
         return None, None, f"Triton cannot be imported ({error})"
     return triton_scan, triton_fused, ""
 
@@ -182,7 +182,7 @@ def _step_modules() -> tuple[tuple[ModuleType, ...], str]:
     """Our Triton modules for decoding, in the order of StepKernels' fields; or none and why they cannot be imported."""
     try:
         from omnimamba_cli.ops import triton_batch, triton_draw, triton_prefill, triton_step
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that it loads by itself is not there
         return (), f"Triton cannot be imported ({error})"
     return (triton_step, triton_batch, triton_draw, triton_prefill), ""
 

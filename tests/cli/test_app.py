@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from omnimamba_cli import __version__
@@ -239,6 +240,21 @@ def test_doctor_tells_versions_devices_and_kernels(run: Run) -> None:
     assert sum(d["auto"] is not None for d in facts["devices"]) == 1
     assert {k["op"] for k in facts["kernels"] if k["chosen"]} >= {"ssd_scan", "ssd_step", "row_step"}
     assert all(k["reason"] for k in facts["kernels"])
+
+
+@pytest.mark.parametrize("name", ["triton", "nothing-like-it"])
+def test_doctor_tells_everything_else_where_the_kernels_asked_for_cannot_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("OMNIMAMBA_KERNELS", name)
+    result = run("doctor")
+    assert result.code == ExitCode.DEVICE
+    assert f"OMNIMAMBA_KERNELS={name}" in result.err
+    assert "packages" in result.out
+    assert f"not used: OMNIMAMBA_KERNELS={name}" in result.out
+    (only,) = json.loads(run("doctor", "--json").out)["kernels"]
+    assert (only["backend"], only["chosen"]) == (name, False)
 
 
 def test_doctor_reads_as_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from omnimamba_cli.config import ModelConfig
-from omnimamba_cli.engine import bench, bench_plot, runtime
+from omnimamba_cli.engine import bench, bench_machine, bench_plot, runtime
 from omnimamba_cli.engine.bench_claims import CLAIMS, paper_seconds, verdicts
+from omnimamba_cli.engine.bench_floor import transformer_floor
 from omnimamba_cli.engine.bench_machine import Machine, Memory, fill_random, median_and_spread
 from omnimamba_cli.engine.bench_measure import Cell, measure
 from omnimamba_cli.engine.bench_opponents import OPPONENTS, chosen, matched, opponent
 from omnimamba_cli.engine.bench_rows import Row, table
-from omnimamba_cli.engine.bench_systems import OmniMambaSystem, load_ours, standing_at
+from omnimamba_cli.engine.bench_systems import OmniMambaSystem, load_ours, prefix_of, standing_at
 from omnimamba_cli.engine.bench_timing import (
     BLOCKS,
     Sample,
@@ -101,6 +102,31 @@ def test_without_time_one_step_is_all() -> None:
 def test_the_spread_is_the_distance_of_the_quartiles() -> None:
     assert median_and_spread((1.0, 2.0, 3.0, 4.0, 100.0)) == (3.0, 2.0)
     assert median_and_spread((7.0,)) == (7.0, 0.0)
+
+
+def test_the_ceiling_is_the_best_of_many_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = iter([0.04] * 9 + [0.01] + [0.04] * 99)
+    monkeypatch.setattr(bench_machine, "seconds_of", lambda work, device: next(took))
+    assert bench_machine._product_rate(CPU, torch.float32) == 2 * 1024**3 / 0.01
+
+
+def test_free_memory_is_what_the_kernel_and_the_container_s_limit_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_machine, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(bench_machine, "GROUP", tmp_path)
+    # shared memory is in Cached, and not to be had
+    (tmp_path / "meminfo").write_text("MemFree: 1000 kB\nMemAvailable:    5000 kB\nCached: 9000 kB\n")
+    assert bench_machine.free_bytes(CPU) == 5000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("2000000\n")
+    assert bench_machine.free_bytes(CPU) == 5000 * 1024
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1500000\ninactive_file 400000\n")
+    assert bench_machine.free_bytes(CPU) == 3_000_000 - 2_000_000 + 400_000
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert bench_machine.free_bytes(CPU) is None or bench_machine.free_bytes(CPU) > 0
 
 
 def test_random_weights_fill_everything() -> None:
@@ -211,6 +237,9 @@ def test_baselines_are_chosen_by_name_by_set_and_by_size(tiny_config: ModelConfi
     assert chosen(["none"], tiny_config) == []
     assert chosen(["auto"], tiny_config) == ["matched", "matched-uncached"]
     assert chosen(["auto"], PRESETS["1.3b"])[:2] == ["show-o", "show-o-cached"]
+    # in training no cache takes part: one of each size
+    assert chosen(["auto"], tiny_config, "train") == ["matched"]
+    assert chosen(["auto"], PRESETS["1.3b"], "train") == ["show-o", "janusflow"]
     assert set(OPPONENTS) <= set(chosen(["all"], tiny_config))
     with pytest.raises(UsageError, match="no baseline 'janusflo'") as error:
         chosen(["janusflo"], tiny_config)
@@ -262,6 +291,65 @@ def test_work_is_timed_several_times_at_once_after_a_warm_up(budget_s: float, bl
     timing = time_whole(lambda: done.append(1), CPU, budget_s, together=3)
     assert len(done) == 1 + 3 * blocks
     assert len(timing.seconds) == max(1, blocks)
+
+
+@pytest.mark.parametrize("task", ["text", "prefill", "train", "stage2"])
+def test_our_own_model_that_does_not_fit_is_a_row_too(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, task: bench.TaskName
+) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(bench, "load_ours", exhausted)
+    monkeypatch.setattr(bench, "Stage2", exhausted)
+    lengths = [] if task == "stage2" else [4]
+    config = bench.BenchConfig(task=task, seq_lens=lengths, model=str(tiny_model), device="cpu", budget_s=1.0)
+    rows = [event for event in bench.run(config) if isinstance(event, Row)]
+    assert (rows[0].system, rows[0].error) == ("tiny", "out of memory: Tried to allocate 20.00 GiB")
+    assert task == "stage2" or any(r.error is None for r in rows[1:])  # the others go on
+
+
+@pytest.mark.parametrize("task", ["text", "train", "stage2"])
+def test_a_preset_too_large_for_a_cpu_is_a_row_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, task: bench.TaskName
+) -> None:
+    monkeypatch.setattr(bench, "free_bytes", lambda device: 2_000_000)
+    monkeypatch.setattr(bench, "load_ours", None)
+    monkeypatch.setattr(bench, "Stage2", None)
+    config = bench.BenchConfig(task=task, model="nano", device="cpu", budget_s=1.0)
+    rows = [event for event in bench.run(config) if isinstance(event, Row) and event.method != "computed"]
+    assert all(r.error is not None and r.error.startswith("out of memory: needs 0.") for r in rows)
+
+
+def test_a_batch_whose_states_do_not_fit_a_cpu_is_a_row(tiny: OmniMambaSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.batch = 1_000_000
+    monkeypatch.setattr(tiny, "generate", None)  # nothing is allocated
+    (only,) = runner(bench.BenchConfig(), tiny.config, [4]).rows("x", None, lambda: tiny, 0.0)
+    assert only.error is not None
+    assert only.error.startswith("out of memory: needs ")
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
+def test_training_computes_in_the_number_format_that_its_row_says(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, said: torch.dtype
+) -> None:
+    used = []
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda kind, **how: used.append(how) or autocast(kind, **how))
+    config = bench.BenchConfig(
+        task="train", seq_lens=[6], model=str(tiny_model), device="cpu", dtype=dtype, baselines=["none"], budget_s=0.1
+    )
+    (row,) = [event for event in bench.run(config) if isinstance(event, Row)]
+    assert row.dtype == said
+    assert used[0]["enabled"] == (said != torch.float32)
+    assert said == torch.float32 or used[0]["dtype"] == said
+
+
+def test_a_row_names_no_kernels_that_did_not_run(tiny: OmniMambaSystem, tiny_model: Path) -> None:
+    assert tiny.kernels()["row_step"] == "cpu"
+    assert "int8" not in tiny.kernels()
+    training = OmniMambaSystem(load_ours(str(tiny_model), "cpu", "fp32", "train", 400), 1)
+    assert "row_step" not in training.kernels()
 
 
 def test_another_error_is_no_row() -> None:
@@ -323,13 +411,38 @@ def test_generating_every_token_times_every_token(tiny_model: Path) -> None:
     assert all(len(r.samples) == 39 for r in rows[:2])
 
 
+@pytest.mark.parametrize("name", ["matched", "matched-uncached"])
+def test_generating_every_token_ends_with_its_time_and_says_so(tiny_config: ModelConfig, name: str) -> None:
+    system = TransformerSystem(name, opponent(name, tiny_config), "text", CPU, torch.float32, 1)
+    cell = Cell(task="text", machine=MACHINE, seq_len=100_000, prefix=9, budget_s=0.5, full=True, build_s=0.0)
+    only = measure(system, cell)
+    assert only.method == "extrapolated"
+    assert "tokens were generated in the time there was" in only.notes[0]
+    assert only.tokens == 100_000
+    assert only.total_s is not None
+    # the later steps take longer
+    assert only.total_s > 100_000 * only.samples[-1].timing.median
+
+
+def test_every_token_is_not_begun_with_a_prefix_that_takes_too_long(tiny_config: ModelConfig) -> None:
+    system = TransformerSystem("x", opponent("matched", tiny_config), "text", CPU, torch.float32, 1)
+    slow = replace(MACHINE, flops_per_s=1.0)
+    only = measure(system, Cell(task="text", machine=slow, seq_len=5, prefix=9, budget_s=1.0, full=True, build_s=0.0))
+    assert only.error is not None
+    assert only.error.startswith("no time")
+
+
 def test_the_line_no_transformer_passes_counts_weights_and_cache() -> None:
     model = PRESETS["1.3b"]
-    floor = bench.transformer_floor(bench.BenchConfig(), MACHINE, model, torch.bfloat16, 16_000)
+    floor = transformer_floor(MACHINE, model, torch.bfloat16, 1, 16_000)
     size = OPPONENTS["janusflow"].config
-    middle = bench.prefix_of(model) + (16_000 - 1) / 2
-    assert bench.prefix_of(model) == 760
+    middle = prefix_of(model) + (16_000 - 1) / 2
+    assert prefix_of(model) == 760
     assert floor.step_s == pytest.approx(2 * (size.step_weights + size.kv_values * middle) / 1e10)
+    (line,) = bench_plot.time_curves([floor])  # of one length, too
+    assert line.dashed
+    assert len(line.points) == 5
+    assert bench_plot.memory_curves([floor]) == []
 
 
 def test_training_measures_all_weights(tiny_model: Path) -> None:
@@ -348,7 +461,12 @@ def test_verdicts_say_under_which_opponent_a_claim_holds() -> None:
     (speed,) = verdicts(rows)
     assert speed.claim == CLAIMS[0]
     assert (speed.holds, speed.fails) == (["show-o"], ["janusflow-graph"])
-    assert "holds against show-o (200 times); does not against janusflow-graph (2.5 times)" in str(speed)
+    assert "holds against show-o (200 times); does not hold against janusflow-graph (2.5 times)" in str(speed)
+
+
+def test_large_ratios_have_no_exponents() -> None:
+    (speed,) = verdicts([row(total_s=10.0), row("show-o", total_s=19_123.0)])
+    assert "show-o (1,912 times)" in str(speed)
 
 
 def test_memory_is_compared_where_it_was_measured() -> None:
@@ -357,6 +475,12 @@ def test_memory_is_compared_where_it_was_measured() -> None:
     assert found["memory"].measured["janusflow"] == pytest.approx(0.85)
     unreached = [rows[0], replace(rows[1], method="extrapolated")]
     assert [v.claim.measure for v in verdicts(unreached)] == ["speed"]
+
+
+def test_a_small_model_s_process_says_nothing_of_memory() -> None:
+    rows = [row(length=23_000, gib=3.0), row("matched", length=23_000, gib=9.0)]
+    assert [v.claim.measure for v in verdicts(rows)] == ["memory"]
+    assert verdicts(rows, small=True) == []
 
 
 def test_no_verdict_without_both_sides_or_at_another_length() -> None:

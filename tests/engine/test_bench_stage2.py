@@ -11,7 +11,7 @@ from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import bench
 from omnimamba_cli.engine.bench_machine import Machine
 from omnimamba_cli.engine.bench_rows import Row
-from omnimamba_cli.engine.bench_stage2 import PAPER_ROWS, batch_of, peak_of, step_flops
+from omnimamba_cli.engine.bench_stage2 import PAPER_ROWS, Stage2, Stage2Bench, batch_of, held_bytes, peak_of, step_flops
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.train.language import Objective
 from omnimamba_cli.train.loop import Loop
@@ -30,8 +30,9 @@ def test_the_step_of_a_tiny_model_is_measured_whole(run: Run, tiny_model: Path) 
     assert row["tokens_per_s"] * row["seconds_total"] == pytest.approx(2 * 80 + 84, rel=1e-4)
     assert 0 < row["mfu"] < 1
     assert row["peak_rss_bytes"] > 0
+    assert not {"row_step", "int8"} & set(row["kernels"])  # of decoding
     assert (row["batch"], row["error"], row["dtype"]) == (3, None, "float32")
-    assert "2 drawings of 80 tokens and 1 pictures with 64 tokens of text" in row["what"]
+    assert "2 drawings of 80 tokens and 1 picture with 64 tokens of text" in row["what"]
 
 
 def test_a_task_may_be_left_out_and_activations_computed_again(tiny_model: Path) -> None:
@@ -129,3 +130,9 @@ def test_options_of_another_task_are_refused(run: Run, arguments: tuple[str, ...
     done = run("bench", *arguments)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
+
+
+def test_what_a_step_holds_is_weights_gradients_and_moments_and_the_encoders(tiny_model: Path) -> None:
+    step = Stage2(Stage2Bench(model=str(tiny_model), device="cpu"), Machine(CPU, "a machine", torch.float32, 1e9, 1e9))
+    parameters = list(step.loop.job.module.parameters())
+    assert sum((16 if p.requires_grad else 4) * p.numel() for p in parameters) == held_bytes(step.config)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,3 +155,19 @@ def test_an_unknown_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(registry.ENVIRONMENT, "fast")
     with pytest.raises(registry.DeviceError, match="OMNIMAMBA_KERNELS=fast"):
         registry.requested()
+
+
+def test_kernels_whose_packages_are_broken_are_refused_with_what_they_said(tmp_path: Path) -> None:
+    for package in ("triton", "mamba_ssm"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(f"raise OSError('lib{package}.so: cannot open it')")
+    code = (
+        "from omnimamba_cli.ops import mamba_ssm, registry;"
+        "print(registry._triton()[2], registry._step_modules()[1], mamba_ssm._load()[1], sep='\\n')"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    triton, step, scan = said.stdout.splitlines()
+    assert triton == step == "Triton cannot be imported (libtriton.so: cannot open it)"
+    assert scan.startswith("mamba-ssm cannot be imported (libmamba_ssm.so: cannot open it)")

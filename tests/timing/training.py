@@ -20,7 +20,8 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from omnimamba_cli.engine.bench_stage2 import TOGETHER, Stage2Bench, prepared
+from omnimamba_cli.engine.bench_stage2 import TOGETHER, Stage2, Stage2Bench, machine_of
+from omnimamba_cli.engine.runtime import pick_device
 from omnimamba_cli.model.mamba2 import Block, Share
 from omnimamba_cli.ops import triton_conv, triton_fused, triton_lora, triton_residual, triton_scan, triton_scan_backward
 from omnimamba_cli.ops.packing import Packing
@@ -220,7 +221,8 @@ def profile(recompute: bool, rows: dict[str, int | None]) -> None:
     """The kernels of one step, the longest first."""
     say = Log(None).line
     say(f"-- activations {'computed again' if recompute else 'kept'}")
-    _, stage2 = prepared(Stage2Bench(model="1.3b", checkpoint_activations=recompute, **rows))
+    bench = Stage2Bench(model="1.3b", checkpoint_activations=recompute, **rows)
+    stage2 = Stage2(bench, machine_of(bench, pick_device(bench.device)[0]))
     step = partial(stage2.loop.take_step, [stage2.batch])
     step()
     torch.cuda.reset_peak_memory_stats()
