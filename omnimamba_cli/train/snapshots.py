@@ -41,8 +41,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _sums(folder: Path) -> str:
-    """A line for each file of a snapshot."""
+def checksums(folder: Path) -> str:
+    """What SUMS holds of a snapshot: a line for each of its files."""
     lines = []
     for name in (TENSORS, STATE):
         with (folder / name).open("rb") as file:
@@ -58,7 +58,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         temporary.mkdir(parents=True)
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
         (temporary / STATE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
-        (temporary / SUMS).write_text(_sums(temporary), encoding="ascii")
+        (temporary / SUMS).write_text(checksums(temporary), encoding="ascii")
         for part in (*(temporary / name for name in (TENSORS, STATE, SUMS)), temporary):
             _sync(part)
         if target.exists():  # not removed first: a run that is killed meanwhile would have half of it
@@ -86,7 +86,7 @@ def newest_first(folder: Path) -> Iterator[Path]:
 def load(path: Path) -> Snapshot:
     """One snapshot. Raises InputError for a damaged one."""
     try:
-        if (path / SUMS).read_text(encoding="ascii") != _sums(path):
+        if (path / SUMS).read_text(encoding="ascii") != checksums(path):
             raise ValueError(f"its files are not those of {SUMS}")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         with safe_open(path / TENSORS, framework="pt", device="cpu") as file:

@@ -96,10 +96,8 @@ def held_out_changed(loop: "Loop", found: Snapshot) -> list[str]:
 
 
 def _difference(found: Snapshot, key: str, now: Sequence[DataFile]) -> str | None:
-    rows = found.state.get(key)
-    if rows is None:  # a snapshot from before they were recorded
-        return None
-    return difference([DataFile(row["path"], row["bytes"], row["samples"]) for row in rows], now)
+    recorded = [DataFile(row["path"], row["bytes"], row["samples"]) for row in found.state[key]]
+    return difference(recorded, now)
 
 
 def _check(loop: "Loop", found: Snapshot) -> None:
