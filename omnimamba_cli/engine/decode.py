@@ -13,6 +13,7 @@ from omnimamba_cli.config import SamplingConfig
 from omnimamba_cli.engine.decoder import WATCHED, Watch, decoder_for
 from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, uniforms
 from omnimamba_cli.engine.steps import steps_for
+from omnimamba_cli.errors import DeviceError
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.state import InferenceState
 
@@ -37,7 +38,7 @@ def decode_text(
         return
     end = model.config.text.eos_id
     state = model.new_state(len(prefix)) if state is None else state
-    logits = model.logits(model(prefix, "mmu", state)[:, -1], "mmu").float()
+    logits = _checked(model.logits(model(prefix, "mmu", state)[:, -1], "mmu").float(), model)
     following = steps_for(model, "mmu", state)
     rows = torch.arange(len(prefix))
     draws = uniforms(seeds, steps).to(_draw_dtype(prefix.device)) if config.temperature > 0 else None
@@ -58,7 +59,7 @@ def decode_text(
             following.select(alive)
             seen, tokens = seen[alive], tokens[alive]
             rows = rows[alive.cpu()]
-        logits = following(tokens)
+        logits = _checked(following(tokens), model)
 
 
 @torch.inference_mode()
@@ -82,7 +83,7 @@ def decode_image(
     twice = config.guidance != 1
     codes = model.config.vq.codes
     state = model.new_state(len(prefix_ids))
-    logits = model.logits(model(model.embed_caption(prefix_ids), "t2i", state)[:, -1], "t2i").float()
+    logits = _checked(model.logits(model(model.embed_caption(prefix_ids), "t2i", state)[:, -1], "t2i").float(), model)
     if copies > 1:
         rows = torch.arange(len(prefix_ids), device=logits.device).repeat_interleave(copies)
         logits, state = logits[rows], state.select(rows)
@@ -95,8 +96,15 @@ def decode_image(
         if watch is not None and (step + 1 == codes or (step + 1) % WATCHED == 0):
             watch(torch.stack(chosen, dim=1).cpu())
         if step + 1 < codes:
-            logits = following(token.repeat(2) if twice else token)
+            logits = _checked(following(token.repeat(2) if twice else token), model)
     return torch.stack(chosen, dim=1)
+
+
+def _checked(logits: Tensor, model: OmniMamba) -> Tensor:
+    """The same scores. Raises DeviceError where float16, which ends at 65,504, has overflowed on the way to them."""
+    if model.dtype == torch.float16 and not torch.isfinite(logits).all():
+        raise DeviceError("this model's numbers do not fit float16: its scores are infinite", hint="--dtype bf16")
+    return logits
 
 
 def _draw_dtype(device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ import torch
 
 from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.errors import DeviceError
-from omnimamba_cli.ops import packed_int8
+from omnimamba_cli.ops import halves, packed_int8
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGE = 500_000_000  # parameters; from here on a CPU runs in bfloat16, in half the memory
@@ -71,7 +71,10 @@ def pick_dtype(name: str, device: torch.device, config: ModelConfig) -> tuple[to
     if device.type == "mps":
         return torch.float16, "half the memory traffic"
     if parameter_count(config) >= LARGE:
-        return torch.bfloat16, "half the memory of a large model"
+        if halves.processor_has_halves():
+            return torch.bfloat16, "half the memory of a large model"
+        # without such instructions float16 is converted faster; published weights are stored in it
+        return torch.float16, "half the memory of a large model, and faster than bf16 on this processor"
     return torch.float32, "fastest on a CPU for a small model"
 
 

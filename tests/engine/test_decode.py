@@ -1,5 +1,6 @@
 """From a prefix to tokens: rows that end alone, the same tokens in any batch, guidance that shares its code."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from omnimamba_cli.config import SamplingConfig
 from omnimamba_cli.data import sequences
 from omnimamba_cli.engine.decode import decode_image, decode_text
 from omnimamba_cli.engine.sampling import choose, guided, uniforms
+from omnimamba_cli.errors import DeviceError
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
 from tests.cases import small
@@ -153,3 +155,19 @@ def test_a_merged_model_decodes_the_same(model: OmniMamba, task: str) -> None:
         return
     one, other = (decode_image(m, captions([1], [2]), SAMPLED, seeds=[0, 1]) for m in (model, merged(model, "t2i")))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_an_overflow_of_float16_is_told(model: OmniMamba, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNIMAMBA_KERNELS", kernels)
+    narrow = copy.deepcopy(merged(model, "mmu")).half()
+    assert text(narrow, prefix(1).half(), GREEDY, [0], steps=4)
+    narrow.norm_f.weight.data.fill_(65_000)
+    with pytest.raises(DeviceError, match="do not fit float16") as caught:
+        text(narrow, prefix(1).half(), GREEDY, [0], steps=4)
+    assert caught.value.hint == "--dtype bf16"
+    drawing = copy.deepcopy(merged(model, "t2i")).half()
+    drawing.norm_f.weight.data.fill_(65_000)
+    ids = torch.tensor([sequences.t2i_prefix(small.CONFIG, [1, 2])])
+    with pytest.raises(DeviceError, match="do not fit float16"):
+        decode_image(drawing, ids, GREEDY, seeds=[0])

@@ -59,7 +59,6 @@ def test_a_device_that_is_not_there_is_refused(
     ("device", "bf16", "config", "want"),
     [
         ("cpu", True, NANO, torch.float32),
-        ("cpu", True, LARGE, torch.bfloat16),
         ("cuda", True, NANO, torch.bfloat16),
         ("cuda", False, NANO, torch.float16),
         ("mps", True, NANO, torch.float16),
@@ -68,6 +67,14 @@ def test_a_device_that_is_not_there_is_refused(
 def test_auto_dtype(monkeypatch: pytest.MonkeyPatch, device: str, bf16: bool, config: object, want: object) -> None:
     machine(monkeypatch, cuda=1, bf16=bf16)
     assert runtime.pick_dtype("auto", torch.device(device), config)[0] == want  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("halves", "want"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_large_model_on_a_cpu_has_the_half_that_is_faster_there(
+    monkeypatch: pytest.MonkeyPatch, halves: bool, want: torch.dtype
+) -> None:
+    monkeypatch.setattr(runtime.halves, "processor_has_halves", lambda: halves)
+    assert runtime.pick_dtype("auto", torch.device("cpu"), LARGE)[0] == want
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
