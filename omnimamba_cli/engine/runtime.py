@@ -71,10 +71,7 @@ def pick_dtype(name: str, device: torch.device, config: ModelConfig) -> tuple[to
     if device.type == "mps":
         return torch.float16, "half the memory traffic"
     if parameter_count(config) >= LARGE:
-        if halves.processor_has_halves():
-            return torch.bfloat16, "half the memory of a large model"
-        # without such instructions float16 is converted faster; published weights are stored in it
-        return torch.float16, "half the memory of a large model, and faster than bf16 on this processor"
+        return halves.fastest_half(), "half the memory of a large model"
     return torch.float32, "fastest on a CPU for a small model"
 
 

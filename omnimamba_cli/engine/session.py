@@ -28,7 +28,7 @@ from omnimamba_cli.errors import CheckpointError, InputError
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import Quantization
 from omnimamba_cli.model.vision import VisionTowers
-from omnimamba_cli.ops.halves import processor_has_halves
+from omnimamba_cli.ops.halves import processor_multiplies
 
 
 class Session:
@@ -52,7 +52,7 @@ class Session:
     def towers(self) -> VisionTowers:
         """The image encoders. Raises CheckpointError when the directory has none."""
         # in float32 on a processor without 16-bit arithmetic: seven times faster, and float32 files stay mapped
-        slow = self.device.type == "cpu" and not processor_has_halves()
+        slow = self.device.type == "cpu" and not processor_multiplies(self.dtype)
         dtype = torch.float32 if slow else self.dtype
         towers = load_directory(self.directory, device=self.device, dtype=dtype, parts=("vision",)).towers
         assert towers is not None

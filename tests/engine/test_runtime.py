@@ -69,11 +69,13 @@ def test_auto_dtype(monkeypatch: pytest.MonkeyPatch, device: str, bf16: bool, co
     assert runtime.pick_dtype("auto", torch.device(device), config)[0] == want  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("halves", "want"), [(True, torch.bfloat16), (False, torch.float16)])
+@pytest.mark.parametrize(
+    ("capability", "want"), [("AVX2", torch.float16), ("AVX512", torch.float16), ("DEFAULT", torch.bfloat16)]
+)
 def test_a_large_model_on_a_cpu_has_the_half_that_is_faster_there(
-    monkeypatch: pytest.MonkeyPatch, halves: bool, want: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, capability: str, want: torch.dtype
 ) -> None:
-    monkeypatch.setattr(runtime.halves, "processor_has_halves", lambda: halves)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert runtime.pick_dtype("auto", torch.device("cpu"), LARGE)[0] == want
 
 
