@@ -9,7 +9,7 @@ from omnimamba_cli.errors import DeviceError
 from omnimamba_cli.ops import halves, packed_int8
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-LARGE = 500_000_000  # parameters; from here on a CPU runs in bfloat16, in half the memory
+LARGE = 500_000_000  # parameters; from here on a CPU decodes in 16 bits, in half the memory
 
 
 def pick_device(name: str = "auto") -> tuple[torch.device, str]:
