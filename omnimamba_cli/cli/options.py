@@ -62,7 +62,12 @@ Seed = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", metavar="N", min=1, help="How many at once; changes memory and speed, not results."),
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        min=1,
+        help="How many at once; changes memory and speed, results only by rounding in 16 bits.",
+    ),
 ]
 
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network, not even for a Hub repository.")]
