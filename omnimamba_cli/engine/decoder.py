@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnimamba_cli.config import SamplingConfig, Task
 from omnimamba_cli.engine.recording import Recording
-from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition, uniforms
+from omnimamba_cli.engine.sampling import check_finite, choose, guided, penalize_repetition, uniforms
 from omnimamba_cli.model.lora import is_merged
 from omnimamba_cli.model.omnimamba import OmniMamba, check_positions
 from omnimamba_cli.model.state import InferenceState
@@ -24,13 +24,16 @@ from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, uniform_now
 from omnimamba_cli.ops.step import StepKernels
 
 Watch = Callable[[Tensor], None]  # called with the codes (b done) of pictures while they are drawn
-Fetched = tuple[Tensor, "torch.cuda.Event | None"]  # tokens on their way to the CPU; the event of their arrival
+# tokens on their way to the CPU, whether their scores were finite, and the event of their arrival
+Fetched = tuple[Tensor, "Tensor | None", "torch.cuda.Event | None"]
 
 WATCHED = 16  # steps between two calls of a Watch
 CHUNK = 4  # steps between two looks at the tokens: an end is noticed up to twice as many steps late
 RING = 1024  # steps of which random numbers and tokens are kept
 RULES = 4  # recorded steps that are kept, for different rules and one number of rows
 PREFILLS = 4  # recorded prefills that are kept
+# how a prefix is read: float16 has an eighth of bfloat16's rounding, and room for what stands between two norms
+READING = {torch.bfloat16: torch.float16}
 PREFILL_TOKENS = 4096  # larger prefills are not recorded: launches do not slow them, and a recording keeps its memory
 
 
@@ -140,32 +143,37 @@ class Decoder:
         copies = len(memory.position) // len(x)
         if copies > 1:
             once = self._memory(len(x))
-            self._read(model, x, once)
+            self._read(model, x, once, record=False)
             memory.spread(once, torch.arange(len(x), device=self.device).repeat_interleave(copies))
             return
-        if self.kernels.reading is None or x.shape[0] * x.shape[1] > PREFILL_TOKENS:
-            self._read(model, x, memory)
+        self._read(model, x, memory, record=x.shape[0] * x.shape[1] <= PREFILL_TOKENS)
+
+    def _read(self, model: OmniMamba, x: Tensor, memory: StepMemory, *, record: bool) -> None:
+        if self.kernels.reading is None:
+            self._go_on(model, x, memory, memory.new_state())
             return
+        x = x + self.places[: x.shape[1]].float()
+        # steps of many rows round more than that
+        dtype = self.dtype if memory.batch is not None else READING.get(self.dtype, self.dtype)
+        if record:
+            self._prefill(memory, x, dtype).run(x)
+        else:
+            self.stepper.read(x, memory, dtype)
+        if dtype != self.dtype and not bool(memory.logits.isfinite().all()):
+            self.stepper.read(x, memory, self.dtype)  # something was too large for float16
+
+    def _prefill(self, memory: StepMemory, x: Tensor, dtype: torch.dtype) -> "Prefill":
         key = (len(x), x.shape[1], id(memory))
         if key not in self._prefills:
-            self._prefills[key] = Prefill(self.stepper, memory)  # holds the memory, so its id is not reused
+            self._prefills[key] = Prefill(self.stepper, memory, dtype)  # holds the memory, so its id is not reused
             while len(self._prefills) > PREFILLS:
                 del self._prefills[next(iter(self._prefills))]
-        self._prefills[key].run(self._placed(x))
-
-    def _read(self, model: OmniMamba, x: Tensor, memory: StepMemory) -> None:
-        if self.kernels.reading is not None:
-            self.stepper.read(self._placed(x), memory)
-            return
-        self._go_on(model, x, memory, memory.new_state())
+        return self._prefills[key]
 
     def _go_on(self, model: OmniMamba, x: Tensor, memory: StepMemory, state: InferenceState) -> None:
         """Read embedded x (rows l d) after a state by the model's own forward: the kernels start from no state."""
         memory.logits.copy_(model.logits(model(x, self.task, state)[:, -1], self.task))
         memory.take(state)
-
-    def _placed(self, x: Tensor) -> Tensor:
-        return x + self.places[: x.shape[1]]
 
     def text(
         self,
@@ -188,6 +196,7 @@ class Decoder:
                 self._go_on(model, prefix, program.memory, state)
             draws = uniforms(seeds, steps).t().contiguous().to(self.device) if config.temperature > 0 else None
             self._feed(program, draws, 0)
+            self._check(program)
             self._begin(program)
             alive = set(range(len(prefix)))
             for chunk in self._written(program, draws, steps):
@@ -201,7 +210,7 @@ class Decoder:
 
     def _written(self, program: Program, draws: Tensor | None, steps: int) -> Iterator[list[list[int]]]:
         """Tokens of all rows, for some steps at a time (steps rows), while later steps run."""
-        flying = deque([_fetch(program.buffers.tokens[:1])])
+        flying = deque([self._fetch(program, program.buffers.tokens[:1])])
         launched = 1
         while flying:
             if launched < steps and len(flying) < 2:
@@ -210,7 +219,7 @@ class Decoder:
                 for i in range(launched, launched + count):
                     self._feed(program, draws, i)
                     program.step()
-                flying.append(_fetch(program.buffers.tokens[slot : slot + count]))
+                flying.append(self._fetch(program, program.buffers.tokens[slot : slot + count]))
                 launched += count
             if len(flying) > 1 or launched == steps:
                 yield _landed(flying.popleft()).tolist()
@@ -239,20 +248,36 @@ class Decoder:
         try:
             self.read(model, model.embed_caption(prefix_ids), program.memory)
             program.buffers.uniform.copy_(uniforms(seeds, codes).t())
+            self._check(program)
             self._begin(program)
             tokens, flying = program.buffers.tokens, deque[Fetched]()
             for step in range(1, codes):
                 program.step()
                 if watch is not None and (step + 1 == codes or (step + 1) % WATCHED == 0):
-                    flying.append(_fetch(tokens[: step + 1]))
+                    flying.append(self._fetch(program, tokens[: step + 1]))
                     if len(flying) > 1:  # later steps are under way: looking costs no pause
                         watch(_landed(flying.popleft()).t())
             for fetched in flying:
                 assert watch is not None
                 watch(_landed(fetched).t())
+            self._check(program)  # an overflow stays in the state: the last scores tell
             return tokens.t().clone()
         finally:
             program.memory.busy = False
+
+    def _check(self, program: Program) -> None:
+        """Raises DeviceError where float16 has overflowed on the way to the scores."""
+        if self.dtype == torch.float16:
+            check_finite(program.buffers.logits.isfinite().all())
+
+    def _fetch(self, program: Program, tokens: Tensor) -> Fetched:
+        finite = program.buffers.logits.isfinite().all() if self.dtype == torch.float16 else None
+        here = _copy(tokens), None if finite is None else _copy(finite)
+        if not tokens.is_cuda:
+            return *here, None
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+        ready.record()
+        return *here, ready
 
     def _check_room(self, length: int, steps: int) -> None:
         """Raises InputError where `steps` tokens after a prefix of `length` do not fit the table of positions."""
@@ -262,8 +287,8 @@ class Decoder:
 class Prefill:
     """Reads prefixes of one shape into one memory; recorded when the shape comes a second time."""
 
-    def __init__(self, stepper: Stepper, memory: StepMemory) -> None:
-        self._stepper, self._memory = stepper, memory
+    def __init__(self, stepper: Stepper, memory: StepMemory, dtype: torch.dtype) -> None:
+        self._stepper, self._memory, self._dtype = stepper, memory, dtype
         self._seen = False
         self._recording: Recording | None = None
 
@@ -271,11 +296,11 @@ class Prefill:
         """See Stepper.read."""
         if not self._seen:
             self._seen = True
-            self._stepper.read(x, self._memory)
+            self._stepper.read(x, self._memory, self._dtype)
             return
         if self._recording is None:
             self._x = x.clone()
-            self._recording = Recording(lambda: self._stepper.read(self._x, self._memory), x.device)
+            self._recording = Recording(lambda: self._stepper.read(self._x, self._memory, self._dtype), x.device)
         self._x.copy_(x)
         self._recording()
 
@@ -289,22 +314,20 @@ def _choice(t: DrawBuffers, rule: DrawRule) -> Tensor:
     return choose(scores, config, uniform_now(t) if rule.temperature > 0 else None)
 
 
-def _fetch(tokens: Tensor) -> Fetched:
-    """Start copying tokens to the CPU."""
-    if not tokens.is_cuda:
-        return tokens.clone(), None
-    here = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-    here.copy_(tokens, non_blocking=True)
-    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
-    ready.record()
-    return here, ready
+def _copy(tensor: Tensor) -> Tensor:
+    """Start copying a tensor to the CPU."""
+    if not tensor.is_cuda:
+        return tensor.clone()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _landed(fetched: Fetched) -> Tensor:
-    """The tokens, after waiting for their arrival."""
-    tokens, ready = fetched
+    """The tokens, after waiting for their arrival. Raises DeviceError where float16 overflowed on the way to them."""
+    tokens, finite, ready = fetched
     if ready is not None:
         ready.synchronize()
+    if finite is not None:
+        check_finite(finite)
     return tokens
 
 

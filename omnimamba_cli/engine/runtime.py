@@ -64,12 +64,8 @@ def pick_dtype(name: str, device: torch.device, config: ModelConfig) -> tuple[to
         if name not in DTYPES:
             raise DeviceError(f"{name!r} is no dtype", hint=f"--dtype auto, {', '.join(DTYPES)}")
         return DTYPES[name], "asked for"
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "half the memory traffic"
-        return torch.float16, "this GPU has no bfloat16"
-    if device.type == "mps":
-        return torch.float16, "half the memory traffic"
+    if device.type in ("cuda", "mps"):
+        return torch.float16, "published weights are stored in it; half the memory traffic"
     if parameter_count(config) >= LARGE:
         return halves.fastest_half(), "half the memory of a large model"
     return torch.float32, "fastest on a CPU for a small model"

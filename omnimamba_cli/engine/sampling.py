@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.config import SamplingConfig
+from omnimamba_cli.errors import DeviceError
 
 
 def uniforms(seeds: list[int], steps: int) -> Tensor:
@@ -17,6 +18,12 @@ def uniforms(seeds: list[int], steps: int) -> Tensor:
         torch.rand(steps, generator=torch.Generator().manual_seed(s % (1 << 63)), dtype=torch.float64) for s in seeds
     ]
     return torch.stack(rows)
+
+
+def check_finite(finite: Tensor | bool) -> None:
+    """Raises DeviceError where a float16 model's scores are not `finite`: it ends at 65,504."""
+    if not finite:
+        raise DeviceError("this model's numbers do not fit float16: its scores are infinite", hint="--dtype bf16")
 
 
 def guided(logits: Tensor, guidance: float) -> Tensor:

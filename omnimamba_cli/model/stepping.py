@@ -73,10 +73,12 @@ class StepMemory:
             return torch.zeros(*shape, device=device, dtype=dtype)
 
         self.residual = zeros(rows, c.d_model)
-        self.proj = zeros(rows, c.d_in_proj, dtype=like.dtype if plan else torch.float32)
-        self.gated = zeros(rows, c.d_inner, dtype=like.dtype)
+        # matrix units want the model's dtype; few rows go without them, and float32 costs those no time
+        between = like.dtype if plan else torch.float32
+        self.proj = zeros(rows, c.d_in_proj, dtype=between)
+        self.gated = zeros(rows, c.d_inner, dtype=between)
         self.logits = zeros(rows, vocabulary)
-        self.ring = zeros(c.n_layer, rows, c.d_conv, c.conv_dim, dtype=like.dtype)
+        self.ring = zeros(c.n_layer, rows, c.d_conv, c.conv_dim, dtype=between)
         self.ssm = zeros(c.n_layer, rows, c.nheads, c.headdim, c.d_state, dtype=state_dtype)
         self.position = zeros(rows, dtype=torch.int64)  # of the token that the next step reads
         self.busy = False  # while a decoding that has not ended uses it
@@ -100,8 +102,8 @@ class StepMemory:
 
     def spread(self, other: "StepMemory", rows: Tensor) -> None:
         """Copy state and scores from another memory: row i here becomes a copy of row rows[i] there."""
-        for mine, theirs in ((self.ring, other.ring), (self.ssm, other.ssm)):
-            torch.index_select(theirs, 1, rows, out=mine)
+        torch.index_select(other.ssm, 1, rows, out=self.ssm)
+        self.ring.copy_(other.ring[:, rows])  # may be of another dtype
         self.position.copy_(other.position[rows])
         self.logits.copy_(other.logits[rows])
 
@@ -164,22 +166,23 @@ class Stepper:
         self._join_norm(m, b, parts, self.head.norm)
         self.kernels.product(b.normed, self.head.weight, self.head.scale, m.logits[None], b.plan.head)
 
-    def read(self, x: Tensor, memory: StepMemory) -> None:
+    def read(self, x: Tensor, memory: StepMemory, dtype: torch.dtype) -> None:
         """Read whole prefixes x (rows l d), embedded with their positions: state and logits after them go into memory.
 
-        What memory held before is overwritten. Needs the kernels' `reading`.
+        Between two kernels and in the products numbers are of `dtype`; where float16 was too narrow for them the logits
+        are not finite. What memory held before is overwritten. Needs the kernels' `reading`.
         """
         m, eps, groups, ops = memory, self.config.norm_eps, self.config.ngroups, self.kernels.reading
         assert ops is not None
         m.ring.zero_()  # a prefix shorter than the convolution leaves some slots unwritten
-        residual, y = x.float(), None
+        residual, y = x.to(torch.float32, copy=True), None
         for i, layer in enumerate(self.layers):
-            normed = ops.add_norm(residual, y, layer.into.norm, eps)
-            zxBCdt = scaled_linear(normed, layer.into.weight, layer.into.scale)
+            normed = ops.add_norm(residual, y, layer.into.norm, eps, dtype)
+            zxBCdt = scaled_linear(normed, ops.cast(layer.into.weight, dtype), layer.into.scale)
             xBC, dt = ops.conv_dt(zxBCdt, layer.conv, layer.bias, layer.dt_bias, m.ring[i])
             y = ops.scan(xBC, dt, layer.A_log, layer.D, m.ssm[i], groups=groups)
             y = ops.gate_norm(y, zxBCdt, layer.out.norm, eps)
-            y = scaled_linear(y, layer.out.weight, layer.out.scale)
+            y = scaled_linear(y, ops.cast(layer.out.weight, dtype), layer.out.scale)
         assert y is not None
         m.residual.copy_(residual[:, -1] + y[:, -1])
         if m.batch is None:

@@ -14,6 +14,7 @@ from omnimamba_cli.ops.step_plans import SCAN, SCAN_FLOAT32, ScanPlan
 from omnimamba_cli.ops.triton_math import softplus
 
 ROWS, COLUMNS = 32, 64  # a convolution's tile: time, channels
+CAST = 4096  # numbers of a program
 PROGRAMS = 512  # of the scan: about four for each multiprocessor
 
 
@@ -29,13 +30,28 @@ def _add_norm(residual_ptr, y_ptr, norm_ptr, out_ptr, c, eps, ADD: tl.constexpr,
     tl.store(out_ptr + row * c + cs, x * norm / tl.sqrt(tl.sum(x * x, 0) / c + eps), mask=cs < c)
 
 
-def add_norm(residual: Tensor, y: Tensor | None, norm: Tensor, eps: float) -> Tensor:
-    """residual (b l d) float32 += y, in place; returns its RMS norm in norm's dtype."""
+def add_norm(residual: Tensor, y: Tensor | None, norm: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """residual (b l d) float32 += y, in place; returns its RMS norm in `dtype`."""
     b, l, d = residual.shape
-    out = torch.empty(b, l, d, dtype=norm.dtype, device=residual.device)
+    out = torch.empty(b, l, d, dtype=dtype, device=residual.device)
     _add_norm[(b * l,)](
         residual, residual if y is None else y, norm, out, d, eps, ADD=y is not None, C=triton.next_power_of_2(d)
     )
+    return out
+
+
+@triton.jit
+def _cast(x_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + places, tl.load(x_ptr + places, mask=places < size), mask=places < size)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in `dtype`, itself if it is. PyTorch's own conversion of 16 bits and fewer takes three times as long."""
+    if x.dtype == dtype:
+        return x
+    out = torch.empty_like(x, dtype=dtype)
+    _cast[(triton.cdiv(x.numel(), CAST),)](x, out, x.numel(), BLOCK=CAST)
     return out
 
 
@@ -157,7 +173,7 @@ def _segment_outputs(xBC_ptr, dt_ptr, A_log_ptr, D_ptr, states_ptr, decays_ptr, 
         state = state * tl.exp(total) + tl.dot(xs, B, input_precision=precision, out_dtype=tl.float32)
     if number == tl.num_programs(1) - 1:
         if LARGEST > 0:
-            state = tl.minimum(tl.maximum(state, -LARGEST), LARGEST)
+            state = tl.clamp(state, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
         cell = ((row * h + head) * p + ps[:, None]) * n + ns[None]
         tl.store(ssm_ptr + cell, state, mask=(ps < p)[:, None] & (ns < n)[None])
 

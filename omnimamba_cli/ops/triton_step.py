@@ -149,10 +149,8 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
     dt = softplus(raw)
     state = state * tl.exp(dt * A) + (x * dt)[:, None] * B[None]
     y = tl.sum(state * C[None], 1) + D * x
-    state = state.to(ssm_ptr.dtype.element_ty)
     if LARGEST > 0:
-        most = tl.full((1, 1), LARGEST, state.dtype)
-        state = tl.minimum(tl.maximum(state, -most), most)
+        state = tl.clamp(state, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
     tl.store(ssm_ptr + cell, state, mask=whole)
     gated = tl.where(in_p, y * z / (1 + tl.exp(-z)), 0.0)
     if NORM:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from omnimamba_cli.config import ModelConfig
 from omnimamba_cli.engine import runtime
 from omnimamba_cli.errors import DeviceError
 from omnimamba_cli.presets import PRESETS
@@ -10,11 +11,10 @@ from omnimamba_cli.presets import PRESETS
 NANO, LARGE = PRESETS["nano"], PRESETS["1.3b"]
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, *, cuda: int = 0, mps: bool = False, bf16: bool = True) -> None:
+def machine(monkeypatch: pytest.MonkeyPatch, *, cuda: int = 0, mps: bool = False) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
@@ -56,17 +56,17 @@ def test_a_device_that_is_not_there_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("device", "bf16", "config", "want"),
+    ("device", "config", "want"),
     [
-        ("cpu", True, NANO, torch.float32),
-        ("cuda", True, NANO, torch.bfloat16),
-        ("cuda", False, NANO, torch.float16),
-        ("mps", True, NANO, torch.float16),
+        ("cpu", NANO, torch.float32),
+        ("cuda", NANO, torch.float16),
+        ("cuda", LARGE, torch.float16),
+        ("mps", NANO, torch.float16),
     ],
 )
-def test_auto_dtype(monkeypatch: pytest.MonkeyPatch, device: str, bf16: bool, config: object, want: object) -> None:
-    machine(monkeypatch, cuda=1, bf16=bf16)
-    assert runtime.pick_dtype("auto", torch.device(device), config)[0] == want  # type: ignore[arg-type]
+def test_auto_dtype(monkeypatch: pytest.MonkeyPatch, device: str, config: ModelConfig, want: torch.dtype) -> None:
+    machine(monkeypatch, cuda=1)
+    assert runtime.pick_dtype("auto", torch.device(device), config)[0] == want
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def compare_prefill(
     residual, y, norm = normal(rng, b, l, e), normal(rng, b, l, e).to(dtype), (1 + normal(rng, e) / 9).to(dtype)
     wide = (residual + y.float()).double()
     got_residual = residual.to(device)
-    normed = triton_prefill.add_norm(got_residual, y.to(device), norm.to(device), 1e-5)
+    normed = triton_prefill.add_norm(got_residual, y.to(device), norm.to(device), 1e-5, dtype)
     tolerance = TOLERANCE[dtype]
     assert_close("residual", wide, got_residual.cpu(), 1e-6)
     assert_close("add_norm", reference.rms_norm(wide, norm.double(), 1e-5), normed.cpu(), tolerance)
@@ -321,7 +321,25 @@ def compare_prefill(
     )
 
 
+def compare_cast(device: str, given: torch.dtype, dtype: torch.dtype) -> None:
+    from omnimamba_cli.ops import triton_prefill
+
+    x = (20 * normal(torch.Generator().manual_seed(0), 70, 61)).to(given).to(device)
+    assert torch.equal(triton_prefill.cast(x, dtype), x.to(dtype))
+    assert triton_prefill.cast(x, given) is x
+
+
 # on a GPU
+
+
+@pytest.mark.gpu
+@cuda
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_casts_on_a_gpu(given: torch.dtype, dtype: torch.dtype) -> None:
+    if given == torch.float8_e4m3fn and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this chip has no 8-bit floats")
+    compare_cast("cuda", given, dtype)
 
 
 @pytest.mark.gpu
@@ -407,7 +425,7 @@ INTERPRETED = """
 import torch
 from omnimamba_cli.ops.step_plans import ScanPlan
 from tests.ops.test_step_backends import AHEAD, AHEAD_TILES, RULES, TILE, TILES, VECTOR, compare_batch
-from tests.ops.test_step_backends import compare_convolution, compare_draw, compare_mixer, compare_prefill
+from tests.ops.test_step_backends import compare_cast, compare_convolution, compare_draw, compare_mixer, compare_prefill
 from tests.ops.test_step_backends import compare_product
 f32, f16 = torch.float32, torch.float16
 for b, rows, c in ((1, 13, 24), (3, 10, 40)):
@@ -430,6 +448,8 @@ for b, g in ((1, 1), (3, 2), (17, 1)):
     compare_mixer("cpu", f32, b, g)
 compare_mixer("cpu", f32, 2, 2, p=12, n=10, k=3)
 compare_mixer("cpu", f16, 1, 1, state=f16)
+compare_cast("cpu", f32, f16)
+compare_cast("cpu", torch.int8, f32)
 compare_prefill("cpu", f32, 1, 1)
 compare_prefill("cpu", f32, 2, 2, b=1)
 compare_prefill("cpu", f32, 70, 2, plan=ScanPlan(chunk=16, warps=4, segments=3))

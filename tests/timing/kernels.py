@@ -184,7 +184,7 @@ def scans(log: Log, stepper: Stepper) -> None:
         for name, scan in works.items():
             log.result(name, recorded_us(scan), xBC.nbytes + dt.nbytes + y.nbytes)
         others = {
-            "add_norm": partial(triton_prefill.add_norm, residual, branch, layer.into.norm, EPS),
+            "add_norm": partial(triton_prefill.add_norm, residual, branch, layer.into.norm, EPS, torch.bfloat16),
             "conv_dt": partial(triton_prefill.conv_dt, zxBCdt, layer.conv, layer.bias, layer.dt_bias, m.ring[0]),
             "gate_norm": partial(triton_prefill.gate_norm, y, zxBCdt, layer.out.norm, EPS),
         }

@@ -135,36 +135,32 @@ def pictures(log: Log, model: OmniMamba, batches: tuple[int, ...]) -> None:
 
 
 def accuracy(log: Log, model: OmniMamba) -> None:
-    """A step's logits against the model's own forward, and what narrower states do over many steps."""
+    """Logits after a prefix, and of a step after it, against float32 arithmetic on the same weights."""
     decoder = decoder_for(model, "mmu")
     assert decoder is not None, "no decoder here"
     x = prefix(model, 1, 200)
     memory = decoder.stepper.memory(1, len(decoder.table), torch.float32)
-    state = model.new_state(1)
-    model(x[:, :-1], "mmu", state)
-    memory.take(state)
-    before = state.to(x.device, torch.float32)
+    decoder.read(model, x[:, :-1], memory)
+    read = memory.logits.clone()
     memory.position += 1
-    memory.residual.copy_(x[:, -1] + model.mmu_positions[199])
+    memory.residual.copy_(x[:, -1].float() + model.mmu_positions[199].float())
     decoder.stepper.step(memory)
-    want = model.logits(model(x, "mmu")[:, -1], "mmu").float()
-    log.line(f"logits of a step against a forward: RMS ratio {relative_error(want, memory.logits):.1e}")
-    log.fact(name="logits", error=relative_error(want, memory.logits))
+    forward = model.logits(model(x, "mmu")[:, -1], "mmu").float()
     with _plain_kernels():
-        plain_path = model.logits(model(x, "mmu")[:, -1], "mmu").float()
-    apart = relative_error(plain_path, want)
-    log.line(f"logits of a forward with other kernels (plain PyTorch): RMS ratio {apart:.1e}")
-    log.fact(name="logits of two forwards", error=apart)
+        plain = model.logits(model(x, "mmu")[:, -1], "mmu").float()
+    errors = {
+        "a step against the model's own forward": relative_error(forward, memory.logits),
+        "that forward against plain PyTorch's": relative_error(plain, forward),
+    }
     if not model.narrow_heads:
         exact = copy.deepcopy(model).float()
-        alone = exact.logits(exact(x[:, -1:].float(), "mmu", before)[:, -1], "mmu")
-        error = relative_error(alone, memory.logits)
-        log.line(f"a step against float32 arithmetic from the same state: {error:.1e} (1e-2 allowed)")
-        log.fact(name="logits of a step alone", error=error)
-        truth = exact.logits(exact(x.float(), "mmu")[:, -1], "mmu")
-        step, plain = relative_error(truth, memory.logits), relative_error(truth, want)
-        log.line(f"against float32 arithmetic on the same weights: a step {step:.1e}, a forward {plain:.1e}")
-        log.fact(name="logits against float32", step=step, forward=plain)
+        before, truth = (exact.logits(y, "mmu") for y in exact(x.float(), "mmu")[:, -2:].unbind(1))
+        errors["a prefix, decoded, against float32"] = relative_error(before, read)
+        errors["a step after it against float32"] = relative_error(truth, memory.logits)
+        errors["the model's own forward against float32"] = relative_error(truth, forward)
+    for name, error in errors.items():
+        log.line(f"{name}: RMS ratio of the logits {error:.1e}")
+        log.fact(name=f"logits: {name}", error=error)
 
 
 @contextmanager
