@@ -341,7 +341,8 @@ def decoder_for(model: OmniMamba, task: Task) -> Decoder | None:
     """
     if model.device.type != "cuda" or not is_merged(model, task):
         return None
-    kernels = registry.step_kernels(model.norm_f.weight)
+    c = model.config.backbone
+    kernels = registry.step_kernels(model.norm_f.weight, c.headdim, c.d_state)
     if kernels.name == "torch":
         return None
     made = _decoders.setdefault(model, {})

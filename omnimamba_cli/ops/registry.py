@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.errors import DeviceError
-from omnimamba_cli.ops import in_place, mamba_ssm, packed_int8, reference
+from omnimamba_cli.ops import chips, in_place, mamba_ssm, packed_int8, reference
 from omnimamba_cli.ops.step import StepKernels
 
 ENVIRONMENT = "OMNIMAMBA_KERNELS"
 PDL_ENVIRONMENT = "OMNIMAMBA_PDL"  # 0: no kernel of a step starts before the one before it ends
 BACKENDS = ("auto", "torch", "triton", "mamba-ssm")
-LARGEST_STATE = 64 * 256  # p * n whose tiles fit the registers of one program
 MOST_TAPS = 4  # of a convolution
 LARGEST_RANK = 64  # of a LoRA pair: the block's backward pass reads all its rows for every token
 
@@ -61,14 +60,18 @@ def _triton_refusal(x: Tensor) -> str | None:
         return f"needs a CUDA device, the tensors are on {x.device.type}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"does not know dtype {x.dtype}"
-    return _triton()[2] or None
+    return chips.refusal(x.device) or _triton()[2] or None
+
+
+def _state_refusal(x: Tensor, p: int, n: int) -> str | None:
+    """Why our scans cannot run on tensors like x with heads of p x n; None when they can."""
+    largest = chips.largest_state(x.device, x.dtype)
+    return f"a head of {p} x {n} is larger than the {largest} values a program holds" if p * n > largest else None
 
 
 def _scan_refusal(x: Tensor, d_state: int) -> str | None:
     """Why our Triton scan cannot run on x (b l h p) with states of d_state."""
-    if x.shape[-1] * d_state > LARGEST_STATE:
-        return f"a head of {x.shape[-1]} x {d_state} is larger than the {LARGEST_STATE} values a program holds"
-    return _triton_refusal(x)
+    return _state_refusal(x, x.shape[-1], d_state) or _triton_refusal(x)
 
 
 def _scan_backends(x: Tensor, d_state: int) -> list[tuple[str, str | None]]:
@@ -172,9 +175,7 @@ def block_refusal(residual: Tensor, p: int, n: int, k: int, rank: int) -> str | 
         return f"{k} taps are more than {MOST_TAPS}"
     if rank > LARGEST_RANK:
         return f"a LoRA pair of rank {rank} is larger than {LARGEST_RANK}"
-    if p * n > LARGEST_STATE:
-        return f"a head of {p} x {n} is larger than the {LARGEST_STATE} values a program holds"
-    return _triton_refusal(residual)
+    return _state_refusal(residual, p, n) or _triton_refusal(residual)
 
 
 @functools.cache
@@ -202,15 +203,26 @@ def _pdl_refusal(device: torch.device) -> str | None:
     return None if has_pdl else "this Triton has no programmatic dependent launch"
 
 
-def step_kernels(probe: Tensor) -> StepKernels:
-    """The kernels of a decoding step on tensors like this one: ours where they can run, else plain PyTorch."""
+def step_kernels(probe: Tensor, p: int = 0, n: int = 0) -> StepKernels:
+    """The kernels of a decoding step on tensors like this one: ours where they can run, else plain PyTorch.
+
+    Where heads of p x n are too large for the scan, a prefix is read without it.
+    """
     name = requested()
     refusal = _step_refusal(probe)
     if name == "triton" and refusal is not None:
         raise DeviceError(f"{ENVIRONMENT}={name}, but it {refusal}", hint=f"unset {ENVIRONMENT}")
     if name not in ("auto", "triton") or refusal is not None:
         return StepKernels()
-    return StepKernels(*_step_modules()[0], pdl=_pdl_refusal(probe.device) is None)
+    products, batches, drawing, reading = _step_modules()[0]
+    return StepKernels(
+        products,
+        batches,
+        drawing,
+        reading if _state_refusal(probe, p, n) is None else None,
+        pdl=_pdl_refusal(probe.device) is None,
+        large=chips.is_large(probe.device),
+    )
 
 
 def row_step_refusal(probe: Tensor) -> str | None:

@@ -29,6 +29,7 @@ class StepKernels:
     drawing: ModuleType | None = None  # ops.triton_draw
     reading: ModuleType | None = None  # ops.triton_prefill; without it a prefix goes through the model's own forward
     pdl: bool = False
+    large: bool = True  # see chips.is_large
 
     @property
     def name(self) -> str:
@@ -40,7 +41,9 @@ class StepKernels:
 
         `weight` is any weight of a product, `model` any tensor of the model's dtype.
         """
-        return None if self.batches is None else step_plans.batch_plan(batch, weight.dtype, model.dtype)
+        if self.batches is None:
+            return None
+        return step_plans.batch_plan(batch, weight.dtype, model.dtype, large=self.large)
 
     def normed_product(
         self,

@@ -1,6 +1,7 @@
-"""Tile sizes of a decoding step's kernels, by shape: shipped, never tuned at run time. One table for all GPUs so far.
+"""Tile sizes of a decoding step's kernels, by shape and chip: shipped, never tuned at run time.
 
-Chosen by what `python -m tests.timing.run`, in a clone of the repository, measured on an H100.
+Those of large chips (see ops/chips.py) are chosen by what `python -m tests.timing.run`, in a clone of the repository,
+measured on an H100. Those of smaller ones fit what such a chip has, by tests/ops/test_plans.py; none was timed.
 """
 
 from dataclasses import dataclass, replace
@@ -66,6 +67,7 @@ class ScanPlan:
 
 
 SCAN = ScanPlan(chunk=64, warps=4)
+SCAN_SMALL = ScanPlan(chunk=32, warps=4)
 SCAN_FLOAT32 = ScanPlan(chunk=16, warps=8, stages=1)  # larger ones do not fit the registers
 # up to so many rows dot products are fastest
 VECTOR_BATCH, VECTOR_BATCH_QUANTIZED = 2, 4
@@ -80,14 +82,24 @@ def vector_plan(batch: int, columns: int, weight: torch.dtype) -> ProductPlan:
     return ProductPlan("vector", rows=max(1, min(8, values * warps // 4 // columns)), warps=warps)
 
 
-def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype) -> BatchPlan | None:
-    """The plan for more rows than the vector method is fastest for; None for fewer."""
+def scan_plan(dtype: torch.dtype, *, large: bool) -> ScanPlan:
+    """The plan of a prefix's scan of a dtype."""
+    if dtype == torch.float32:
+        return SCAN_FLOAT32
+    return SCAN if large else SCAN_SMALL
+
+
+def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype, *, large: bool) -> BatchPlan | None:
+    """The plan for more rows than the vector method is fastest for; None for fewer. `large`: see chips.is_large."""
     quantized = weight != model
     if batch <= (VECTOR_BATCH_QUANTIZED if quantized else VECTOR_BATCH):
         return None
     if model == torch.float32:
         product = ProductPlan("tile", rows=16, columns=32, stages=2) if quantized else ProductPlan("library")
         return BatchPlan(product, product, product, mixer_plan(batch))
+    if not large:
+        product = ProductPlan("tile", rows=64, columns=64, stages=4)
+        return BatchPlan(product, replace(product, splits=4), product, mixer_plan(batch))
     head = ProductPlan("tile", rows=64, columns=64, stages=5)
     if batch > 32:
         out = ProductPlan("tile", rows=64, columns=128, stages=4, splits=4)

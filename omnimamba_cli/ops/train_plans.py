@@ -1,9 +1,12 @@
-"""Tile sizes of the kernels of training: shipped, never tuned at run time. One table for all GPUs so far.
+"""Tile sizes of the kernels of training: shipped, never tuned at run time.
 
-Chosen by what `python -m tests.timing.training`, in a clone of the repository, measured on an H100.
+Chosen by what `python -m tests.timing.training`, in a clone of the repository, measured on an H100. SCAN_GRADIENT_SMALL
+is for chips with less shared memory (see ops/chips.py); it fits them by tests/ops/test_plans.py and was not timed.
 """
 
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ SCAN_GRADIENT = ScanGradientPlan(
     between=ScanKernel(8, 3, heads=16),
     within=ScanKernel(4, 3, heads=16),
 )
+SCAN_GRADIENT_SMALL = ScanGradientPlan(
+    chunk=32,
+    states=ScanKernel(4, 2, registers=168),
+    between=ScanKernel(8, 2, heads=16),
+    within=ScanKernel(4, 2, heads=16),
+)
 # of float32 in full: no matrix units, large tiles do not fit
 SCAN_GRADIENT_FLOAT32 = ScanGradientPlan(
     chunk=16, states=ScanKernel(8, 1), between=ScanKernel(8, 1, heads=16), within=ScanKernel(8, 1, heads=16)
@@ -84,3 +93,10 @@ LORA_GRADIENT = TilePlan(rows=32, columns=128, turns=32)
 STEP_SIZE = TilePlan(rows=64, columns=64)
 RESIDUAL_GRADIENT = RowPlan(warps=8, programs=396, registers=80)
 JOIN = TilePlan(rows=8, columns=512)
+
+
+def scan_gradient_plan(dtype: torch.dtype, *, large: bool) -> ScanGradientPlan:
+    """The plan of a scan's gradient in a dtype. `large`: see chips.is_large."""
+    if dtype == torch.float32:
+        return SCAN_GRADIENT_FLOAT32
+    return SCAN_GRADIENT if large else SCAN_GRADIENT_SMALL

@@ -151,7 +151,7 @@ def product(
     rows = len(weight)
     batch = min(64, max(16, triton.next_power_of_2(b)))
     part = triton.cdiv(c, plan.splits)
-    ahead = plan.ahead if plan.ahead < part else 0
+    ahead = plan.ahead if pdl and plan.ahead < part else 0  # without pdl no kernel before is running still
     part = triton.cdiv(part - ahead, plan.columns) * plan.columns + ahead
     # float32 in full: the fast path must give the reference's greedy tokens
     precision = "ieee" if x.dtype == torch.float32 else "tf32"

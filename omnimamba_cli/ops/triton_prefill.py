@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.step_plans import SCAN, SCAN_FLOAT32, ScanPlan
+from omnimamba_cli.ops.chips import is_large
+from omnimamba_cli.ops.step_plans import ScanPlan, scan_plan
 from omnimamba_cli.ops.triton_math import softplus
 
 ROWS, COLUMNS = 32, 64  # a convolution's tile: time, channels
@@ -185,7 +186,7 @@ def scan(
     b, l, c = xBC.shape
     _, h, p, n = ssm.shape
     half = xBC.dtype != torch.float32
-    plan = plan or (SCAN if half else SCAN_FLOAT32)
+    plan = plan or scan_plan(xBC.dtype, large=is_large(xBC.device))
     chunk = plan.chunk
     segments = max(1, min(plan.segments, PROGRAMS // (b * h), l // (2 * chunk)))
     segment = triton.cdiv(triton.cdiv(l, segments), chunk) * chunk

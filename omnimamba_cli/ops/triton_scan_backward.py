@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from omnimamba_cli.ops.chips import is_large
 from omnimamba_cli.ops.packing import Packing
-from omnimamba_cli.ops.train_plans import SCAN_GRADIENT, SCAN_GRADIENT_FLOAT32, ScanGradientPlan
+from omnimamba_cli.ops.train_plans import ScanGradientPlan, scan_gradient_plan
 from omnimamba_cli.ops.triton_decay import decays, decays_backward
 from omnimamba_cli.ops.triton_math import first_piece, load_tile, piece_at, sequence_at
 
@@ -231,7 +232,7 @@ def scan_backward(
     t, h, p = x.shape
     g, n = B.shape[1:]
     half = x.dtype != torch.float32
-    plan = plan or (SCAN_GRADIENT if half else SCAN_GRADIENT_FLOAT32)
+    plan = plan or scan_gradient_plan(x.dtype, large=is_large(x.device))
     chunks = packing.pieces(plan.chunk)
     P, N = (max(16, triton.next_power_of_2(v)) for v in (p, n))
     r = h // g

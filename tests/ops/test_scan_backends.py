@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.ops import mamba_ssm, reference, registry
-from omnimamba_cli.ops.train_plans import ScanGradientPlan, ScanKernel
+from omnimamba_cli.ops.train_plans import SCAN_GRADIENT_SMALL, ScanGradientPlan, ScanKernel
 from tests.numerics import assert_close
 from tests.ops.test_reference import scan_inputs
 
@@ -79,16 +79,16 @@ def dirty_memory() -> Iterator[None]:
         torch.empty, torch.empty_like = empty, empty_like  # type: ignore[method-assign]
 
 
-def compare_cut(device: str, plan: ScanGradientPlan) -> None:
-    """The gradients under another plan, which cuts the heads of a group in uneven parts."""
+def compare_cut(device: str, plan: ScanGradientPlan, dtype: torch.dtype = torch.float32) -> None:
+    """The gradients under another plan."""
     from omnimamba_cli.ops import triton_scan, triton_scan_backward
 
-    shipped = triton_scan_backward.SCAN_GRADIENT_FLOAT32
-    triton_scan_backward.SCAN_GRADIENT_FLOAT32 = plan
+    shipped = triton_scan_backward.scan_gradient_plan
+    triton_scan_backward.scan_gradient_plan = lambda *_, **__: plan
     try:
-        compare(triton_scan.ssd_scan, device, torch.float32, 1e-4, 41, 1, True)
+        compare(triton_scan.ssd_scan, device, dtype, 1e-4 if dtype == torch.float32 else 2e-2, 41, 1, True)
     finally:
-        triton_scan_backward.SCAN_GRADIENT_FLOAT32 = shipped
+        triton_scan_backward.scan_gradient_plan = shipped
 
 
 UNEVEN = ScanGradientPlan(16, ScanKernel(4, 1), ScanKernel(4, 1, heads=1), ScanKernel(4, 1, heads=3))
@@ -98,6 +98,13 @@ UNEVEN = ScanGradientPlan(16, ScanKernel(4, 1), ScanKernel(4, 1, heads=1), ScanK
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_heads_in_uneven_parts_on_a_gpu() -> None:
     compare_cut("cuda", UNEVEN)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_plan_of_smaller_chips_on_a_gpu(dtype: torch.dtype) -> None:
+    compare_cut("cuda", SCAN_GRADIENT_SMALL, dtype)
 
 
 @pytest.mark.gpu

@@ -11,8 +11,9 @@ from torch import Tensor
 from omnimamba_cli.config import SamplingConfig
 from omnimamba_cli.engine.sampling import choose, guided, penalize_repetition
 from omnimamba_cli.ops import reference, registry
+from omnimamba_cli.ops.chips import is_large
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, advance, uniform_now
-from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan, ScanPlan, batch_plan
+from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan, ScanPlan, batch_plan, scan_plan
 from tests.numerics import assert_close
 
 # float32: sums in another order; half precision: 11 and 8 bits of mantissa in what is multiplied
@@ -365,14 +366,17 @@ def test_products_of_many_rows_on_a_gpu(dtype: torch.dtype, b: int, pdl: bool) -
         compare_batch("cuda", dtype, b, rows, c, plan, pdl=pdl)
     compare_convolution("cuda", dtype, b, 72, TILE, pdl=pdl)
     compare_convolution("cuda", dtype, b, 72, AHEAD, pdl=pdl)
-    shipped = batch_plan(b, dtype, dtype)
-    assert shipped is not None
-    compare_mixer("cuda", dtype, b, 1, h=3, p=64, n=128, rows=shipped.mixer.rows, state=torch.float16, batch=True)
-    compare_mixer("cuda", dtype, b, 2, p=12, rows=shipped.mixer.rows, batch=True)
-    if shipped.into.method == "tile":
-        compare_batch("cuda", dtype, b, 8512, 2048, shipped.into, pdl=pdl)
-        compare_convolution("cuda", dtype, b, 2048, shipped.into, first=4096, channels=4352, rest=64, pdl=pdl)
-        compare_batch("cuda", dtype, b, 2048, 4096, shipped.out, pdl=pdl)
+    for large in (True, False):
+        if large and not is_large(torch.device("cuda")):
+            continue
+        shipped = batch_plan(b, dtype, dtype, large=large)
+        assert shipped is not None
+        compare_mixer("cuda", dtype, b, 1, h=3, p=64, n=128, rows=shipped.mixer.rows, state=torch.float16, batch=True)
+        compare_mixer("cuda", dtype, b, 2, p=12, rows=shipped.mixer.rows, batch=True)
+        if shipped.into.method == "tile":
+            compare_batch("cuda", dtype, b, 8512, 2048, shipped.into, pdl=pdl)
+            compare_convolution("cuda", dtype, b, 2048, shipped.into, first=4096, channels=4352, rest=64, pdl=pdl)
+            compare_batch("cuda", dtype, b, 2048, 4096, shipped.out, pdl=pdl)
 
 
 @pytest.mark.gpu
@@ -417,6 +421,7 @@ def test_draws_on_a_gpu(rule: DrawRule) -> None:
 def test_prefill_kernels_on_a_gpu(dtype: torch.dtype, g: int, l: int) -> None:
     compare_prefill("cuda", dtype, l, g)
     compare_prefill("cuda", dtype, l, g, h=4, p=64, n=128, state=torch.float16)
+    compare_prefill("cuda", dtype, l, g, h=4, p=64, n=128, plan=scan_plan(dtype, large=False))
 
 
 # without one
