@@ -215,7 +215,7 @@ class OmniMambaSystem:
         return {op: backend for op, backend in found.items() if not other.get(op)}
 
     def step_bytes(self, task: str, position: int) -> tuple[int, int]:
-        """See System. The state is read and written."""
+        """See System. The state is read, and written with every token, on a GPU with every second."""
         model = self.model
         lora: Task = "t2i" if task == "image" else "mmu"
         read = [model.layers, model.narrow_heads[lora] if lora in model.narrow_heads else nn.ParameterList()]
@@ -224,7 +224,8 @@ class OmniMambaSystem:
         mixers = sum(size for part in read for _, size in linear_weights(part))
         rest = 0 if lora in model.narrow_heads else model.head(lora).nbytes
         rows = self.batch * (2 if task == "image" and self.config.image_sampling.guidance != 1 else 1)
-        return mixers + rest, 2 * self._state_bytes(rows)
+        written = 0.5 if self.device.type == "cuda" else 1
+        return mixers + rest, int((1 + written) * self._state_bytes(rows))
 
     def _state_bytes(self, rows: int) -> int:
         c = self.config.backbone

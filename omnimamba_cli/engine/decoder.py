@@ -48,12 +48,18 @@ def state_dtype(task: Task, dtype: torch.dtype) -> torch.dtype:
 
 @dataclass
 class Program:
-    """One recorded step for a number of sequences under one rule."""
+    """A step for a number of sequences under one rule, recorded twice: it takes turns, see ops.reference.Last."""
 
     rule: DrawRule
     memory: StepMemory
     buffers: DrawBuffers
-    step: Recording
+    turns: tuple[Recording, Recording]  # without and with a token pending
+
+    def step(self) -> None:
+        """From the present token to the next one."""
+        pending = self.memory.pending
+        self.turns[pending]()
+        self.memory.pending = not pending
 
 
 class Decoder:
@@ -117,11 +123,13 @@ class Decoder:
             residual=memory.residual,
         )
 
-        def step() -> None:
+        def step(pending: bool) -> None:
+            memory.pending = pending
             self.stepper.step(memory)
             self._draw(buffers, rule)
 
-        return Program(rule, memory, buffers, Recording(step, self.device))
+        turns = Recording(lambda: step(False), self.device), Recording(lambda: step(True), self.device)
+        return Program(rule, memory, buffers, turns)
 
     def _draw(self, buffers: DrawBuffers, rule: DrawRule) -> None:
         chosen = None if self.kernels.draws(rule) else _choice(buffers, rule)
@@ -303,6 +311,7 @@ class Prefill:
             self._recording = Recording(lambda: self._stepper.read(self._x, self._memory, self._dtype), x.device)
         self._x.copy_(x)
         self._recording()
+        self._memory.pending = False
 
 
 def _choice(t: DrawBuffers, rule: DrawRule) -> Tensor:

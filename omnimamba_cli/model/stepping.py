@@ -10,7 +10,7 @@ from omnimamba_cli.config import Mamba2Config, Task
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import scaled_linear
 from omnimamba_cli.model.state import InferenceState
-from omnimamba_cli.ops.reference import Convolution, Squares
+from omnimamba_cli.ops.reference import Convolution, Last, Squares
 from omnimamba_cli.ops.step import StepKernels
 from omnimamba_cli.ops.step_plans import BatchPlan
 
@@ -53,9 +53,10 @@ class Batch:
 
 
 class StepMemory:
-    """Everything that a step reads and writes, for `rows` sequences; ring and ssm are the state, see ops/reference.py.
+    """Everything that a step reads and writes, for `rows` sequences; ring, ssm and last are their state.
 
-    With a `plan` the rows go through the kernels for many rows, else through the vector kernels.
+    See ops/reference.py for these. With a `plan` the rows go through the kernels for many rows, else through those for
+    few.
     """
 
     def __init__(
@@ -80,6 +81,12 @@ class StepMemory:
         self.logits = zeros(rows, vocabulary)
         self.ring = zeros(c.n_layer, rows, c.d_conv, c.conv_dim, dtype=between)
         self.ssm = zeros(c.n_layer, rows, c.nheads, c.headdim, c.d_state, dtype=state_dtype)
+        self.last = Last(
+            zeros(c.n_layer, rows, c.d_inner, dtype=between),
+            zeros(c.n_layer, rows, c.ngroups * c.d_state, dtype=between),
+            zeros(c.n_layer, rows, c.nheads),
+        )
+        self.pending = False  # whether ssm lacks the token in `last`
         self.position = zeros(rows, dtype=torch.int64)  # of the token that the next step reads
         self.busy = False  # while a decoding that has not ended uses it
         self.batch: Batch | None = None
@@ -101,9 +108,10 @@ class StepMemory:
         return InferenceState(self.ring.new_zeros(n_layer, rows, k - 1, c), self.ssm)
 
     def spread(self, other: "StepMemory", rows: Tensor) -> None:
-        """Copy state and scores from another memory: row i here becomes a copy of row rows[i] there."""
+        """Copy what a prefill left in another memory: row i here becomes a copy of row rows[i] there."""
         torch.index_select(other.ssm, 1, rows, out=self.ssm)
         self.ring.copy_(other.ring[:, rows])  # may be of another dtype
+        self.pending = False
         self.position.copy_(other.position[rows])
         self.logits.copy_(other.logits[rows])
 
@@ -115,6 +123,7 @@ class StepMemory:
             self.ring[:, :, (state.position + 1 + i) % k] = state.conv[:, :, i]
         if state.ssm is not self.ssm:
             self.ssm.copy_(state.ssm)
+        self.pending = False
         self.position.fill_(state.position - 1)  # drawing the next token adds one, see ops.draw.advance
 
 
@@ -139,8 +148,11 @@ class Stepper:
         """From memory.residual (one embedded token a row) to memory.logits; the state advances."""
         if memory.batch is not None:
             self._step_batch(memory, memory.batch)
-            return
-        m = memory
+        else:
+            self._step_few(memory)
+        memory.pending = not memory.pending
+
+    def _step_few(self, m: StepMemory) -> None:
         for i, layer in enumerate(self.layers):
             self._product(m.residual, layer.into, m.proj, chained=i > 0)
             self._mix(m, i)
@@ -174,6 +186,7 @@ class Stepper:
         """
         m, eps, groups, ops = memory, self.config.norm_eps, self.config.ngroups, self.kernels.reading
         assert ops is not None
+        m.pending = False
         m.ring.zero_()  # a prefix shorter than the convolution leaves some slots unwritten
         residual, y = x.to(torch.float32, copy=True), None
         for i, layer in enumerate(self.layers):
@@ -198,8 +211,9 @@ class Stepper:
         layer = self.layers[i]
         weights = (layer.conv, layer.bias, layer.dt_bias, layer.A_log, layer.D)
         self.kernels.mixer_step(
-            m.proj, m.ring[i], m.ssm[i], m.position, *weights, m.gated, groups=self.config.ngroups, **how
-        )
+            m.proj, m.ring[i], m.ssm[i], m.last.layer(i), m.position, *weights, m.gated,
+            groups=self.config.ngroups, pending=m.pending, **how,
+        )  # fmt: skip
 
     def _join_norm(self, m: StepMemory, b: Batch, parts: Tensor | None, norm: Tensor) -> None:
         # without parts this is the first kernel of a step

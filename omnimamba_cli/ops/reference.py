@@ -212,10 +212,26 @@ def join_norm(residual: Tensor, parts: Tensor | None, squares: Squares, norm: Te
     out.copy_(rms_norm(residual, norm, eps))
 
 
+class Last(NamedTuple):
+    """The token before the present one, while the state does not hold it: the state is written every second time only.
+
+    To add a token to a state that was just read is little work; to write it takes as long as to read it.
+    """
+
+    x: Tensor  # (b e), after the convolution
+    B: Tensor  # (b gn), after the convolution
+    dt: Tensor  # (b h) float32, after softplus
+
+    def layer(self, i: int) -> "Last":
+        """One layer's, where the tensors have a dimension for layers in front."""
+        return Last(self.x[i], self.B[i], self.dt[i])
+
+
 def mixer_step(
     proj: Tensor,
     ring: Tensor,
     ssm: Tensor,
+    last: Last,
     position: Tensor,
     conv: Tensor,
     bias: Tensor,
@@ -225,14 +241,17 @@ def mixer_step(
     out: Tensor,
     *,
     groups: int,
+    pending: bool,
     norm: Tensor | None = None,
     squares: Tensor | None = None,
     convolved: bool = False,
 ) -> None:
     """One token between in_proj and out_proj: convolution, state and gate, without the norm after the gate.
 
-    proj (b e+c+h) is in_proj's output: z, x B C, dt. ring, position, conv and bias are those of Convolution; they are
-    ignored where proj is `convolved` already. ssm (b h p n) is updated in place; it may be narrower than the sums.
+    proj (b e+c+h) is in_proj's output: z, x B C, dt. ring, position, conv and bias are those of Convolution, and are
+    ignored where proj is `convolved` already. ssm (b h p n) is the state. If `pending`, it lacks the token in `last`;
+    then that and the present one are added to ssm, which may be narrower than the sums. Else ssm stays, and the present
+    token is written to `last`.
     dt_bias, A_log, D (h). Writes y * silu(z) to out (b e). With norm (e), writes that times norm, and the sums of
     squares before it to squares (b s), see Squares.
     """
@@ -244,13 +263,18 @@ def mixer_step(
         xBC = convolve(proj.to(wide), Convolution(ring, position, conv, bias, e))
     x, B, C = xBC.split([e, groups * n, groups * n], dim=-1)
     dt = F.softplus(dt + dt_bias.to(wide))
-    state = ssm.to(wide)
-    A = -A_log.to(wide).exp()
-    y = ssd_step(state, x.view(b, h, p), dt, A, B.view(b, groups, n), C.view(b, groups, n), D)
-    if ssm.dtype == torch.float16:
-        state = state.clamp(-torch.finfo(ssm.dtype).max, torch.finfo(ssm.dtype).max)
-    if state is not ssm:
+    state, A, by_group = ssm.to(wide, copy=True), -A_log.to(wide).exp(), (b, groups, n)
+    if pending:
+        old_x, old_B, old_dt = (old.to(wide) for old in last)
+        ssd_step(state, old_x.view(b, h, p), old_dt, A, old_B.view(by_group), old_B.view(by_group), D)
+    y = ssd_step(state, x.view(b, h, p), dt, A, B.view(by_group), C.view(by_group), D)
+    if pending:
+        if ssm.dtype == torch.float16:
+            state = state.clamp(-torch.finfo(ssm.dtype).max, torch.finfo(ssm.dtype).max)
         ssm.copy_(state)
+    else:
+        for mine, new in zip(last, (x, B, dt), strict=True):
+            mine.copy_(new)
     gated = y.flatten(1) * F.silu(z)
     if norm is not None and squares is not None:
         squares.zero_()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omnimamba_cli.ops import reference, step_plans
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, advance
-from omnimamba_cli.ops.reference import Convolution, Squares
+from omnimamba_cli.ops.reference import Convolution, Last, Squares
 from omnimamba_cli.ops.step_plans import BatchPlan, MixerPlan, ProductPlan
 
 
@@ -69,6 +69,7 @@ class StepKernels:
         proj: Tensor,
         ring: Tensor,
         ssm: Tensor,
+        last: Last,
         position: Tensor,
         conv: Tensor,
         bias: Tensor,
@@ -78,6 +79,7 @@ class StepKernels:
         out: Tensor,
         *,
         groups: int,
+        pending: bool,
         plan: MixerPlan | None = None,
         norm: Tensor | None = None,
         squares: Tensor | None = None,
@@ -85,13 +87,14 @@ class StepKernels:
         chained: bool = True,
     ) -> None:
         """See reference.mixer_step."""
-        how: dict[str, Any] = {"groups": groups, "norm": norm, "squares": squares, "convolved": convolved}
-        tensors = (proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out)
+        how: dict[str, Any] = {"groups": groups, "pending": pending, "norm": norm, "squares": squares}
+        how["convolved"] = convolved
+        given = (proj, ring, ssm, last, position, conv, bias, dt_bias, A_log, D, out)
         if self.products is None:
-            reference.mixer_step(*tensors, **how)
+            reference.mixer_step(*given, **how)
             return
         plan = plan or step_plans.mixer_plan(len(proj))
-        self.products.mixer_step(*tensors, plan=plan, pdl=self.pdl and chained, **how)
+        self.products.mixer_step(*given, plan=plan, pdl=self.pdl and chained, **how)
 
     def join_norm(
         self,

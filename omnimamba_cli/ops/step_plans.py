@@ -66,8 +66,8 @@ class ScanPlan:
     segments: int = 16  # at most: every segment adds up what those before it left
 
 
-SCAN = ScanPlan(chunk=64, warps=4)
-SCAN_SMALL = ScanPlan(chunk=32, warps=4)
+SCAN = ScanPlan(chunk=32, warps=4)
+SCAN_MIDDLE = ScanPlan(chunk=64, warps=4)  # one prefix of some hundred tokens, on a large chip
 SCAN_FLOAT32 = ScanPlan(chunk=16, warps=8, stages=1)  # larger ones do not fit the registers
 # up to so many rows dot products are fastest
 VECTOR_BATCH, VECTOR_BATCH_QUANTIZED = 2, 4
@@ -82,11 +82,11 @@ def vector_plan(batch: int, columns: int, weight: torch.dtype) -> ProductPlan:
     return ProductPlan("vector", rows=max(1, min(8, values * warps // 4 // columns)), warps=warps)
 
 
-def scan_plan(dtype: torch.dtype, *, large: bool) -> ScanPlan:
-    """The plan of a prefix's scan of a dtype."""
+def scan_plan(batch: int, length: int, dtype: torch.dtype, *, large: bool) -> ScanPlan:
+    """The plan of the scan over prefixes (batch length) of a dtype. `large`: see chips.is_large."""
     if dtype == torch.float32:
         return SCAN_FLOAT32
-    return SCAN if large else SCAN_SMALL
+    return SCAN_MIDDLE if large and length > 128 and batch * length < 4096 else SCAN
 
 
 def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype, *, large: bool) -> BatchPlan | None:
@@ -99,14 +99,14 @@ def batch_plan(batch: int, weight: torch.dtype, model: torch.dtype, *, large: bo
         return BatchPlan(product, product, product, mixer_plan(batch))
     if not large:
         product = ProductPlan("tile", rows=64, columns=64, stages=4)
-        return BatchPlan(product, replace(product, splits=4), product, mixer_plan(batch))
+        return BatchPlan(product, replace(product, splits=4), product, MixerPlan(rows=32, warps=2))
     head = ProductPlan("tile", rows=64, columns=64, stages=5)
     if batch > 32:
         out = ProductPlan("tile", rows=64, columns=128, stages=4, splits=4)
-        return BatchPlan(replace(head, late=8), out, head, MixerPlan(rows=64, warps=8))
+        return BatchPlan(replace(head, late=8), out, head, MixerPlan(rows=32, warps=2))
     into = replace(head, stages=8, ahead=256, late=12)
     out = ProductPlan("tile", rows=64, columns=128, stages=6, splits=4, ahead=512, late=4)
-    return BatchPlan(into, out, replace(head, ahead=256), MixerPlan(rows=16, warps=2))
+    return BatchPlan(into, out, replace(head, ahead=256), MixerPlan(rows=32, warps=2))
 
 
 def mixer_plan(batch: int) -> MixerPlan:
@@ -114,4 +114,4 @@ def mixer_plan(batch: int) -> MixerPlan:
 
     32 at most: 64 rows of a float32 state do not fit the registers of four warps.
     """
-    return MixerPlan(rows=16 if batch <= 4 else 32, warps=4)
+    return MixerPlan(rows=16, warps=2) if batch <= 4 else MixerPlan(rows=32, warps=4)

@@ -186,7 +186,7 @@ def scan(
     b, l, c = xBC.shape
     _, h, p, n = ssm.shape
     half = xBC.dtype != torch.float32
-    plan = plan or scan_plan(xBC.dtype, large=is_large(xBC.device))
+    plan = plan or scan_plan(b, l, xBC.dtype, large=is_large(xBC.device))
     chunk = plan.chunk
     segments = max(1, min(plan.segments, PROGRAMS // (b * h), l // (2 * chunk)))
     segment = triton.cdiv(triton.cdiv(l, segments), chunk) * chunk

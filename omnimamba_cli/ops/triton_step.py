@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from omnimamba_cli.ops.reference import Last
 from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan
 from omnimamba_cli.ops.triton_math import softplus
 
@@ -106,18 +107,22 @@ def _newest(past, proj_ptr, ring_ptr, conv_ptr, channels, mask, e, c, k: tl.cons
 
 
 @triton.jit
-def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, dt_bias_ptr, A_log_ptr, D_ptr, out_ptr,
-                norm_ptr, squares_ptr, h, e, c, r: tl.constexpr, p: tl.constexpr, n: tl.constexpr, k: tl.constexpr,
-                P: tl.constexpr, N: tl.constexpr, LARGEST: tl.constexpr, NORM: tl.constexpr, CONVOLVED: tl.constexpr,
+def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, last_x_ptr, last_B_ptr, last_dt_ptr, position_ptr, conv_ptr,
+                bias_ptr, dt_bias_ptr, A_log_ptr, D_ptr, out_ptr, norm_ptr, squares_ptr, h, e, c, r: tl.constexpr,
+                p: tl.constexpr, n: tl.constexpr, k: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+                PENDING: tl.constexpr, LARGEST: tl.constexpr, NORM: tl.constexpr, CONVOLVED: tl.constexpr,
                 PDL: tl.constexpr):  # fmt: skip
     """P rows of one head's state."""
     release(PDL)
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     group = head // r
     ps, ns = part * P + tl.arange(0, P), tl.arange(0, N)
-    in_p, in_n = ps < p, ns < n
-    cell = ((row * h + head) * p + ps[:, None]) * n + ns[None]
+    # where a tile has no edge the compiler sees that nothing is masked
+    in_p = ps < p if p % P else tl.full((P,), True, tl.int1)
+    in_n = ns < n if n % N else tl.full((N,), True, tl.int1)
     whole = in_p[:, None] & in_n[None]
+    ssm_ptr += ((row * h + head) * p + part * P) * n  # the rest of the place in 32 bits
+    cell = tl.arange(0, P)[:, None] * n + ns[None]
     # all of this is older than the step, or at least than the kernel before
     state = tl.load(ssm_ptr + cell, mask=whole, other=0.0).to(tl.float32)
     proj_ptr += row * (e + c + h)
@@ -134,6 +139,14 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
     D = tl.load(D_ptr + head).to(tl.float32)
     if NORM:
         norm = tl.load(norm_ptr + xs, mask=in_p, other=0.0).to(tl.float32)
+    last_x_ptr += row * e + xs
+    last_B_ptr += row * ((c - e) // 2) + Bs - e
+    last_dt_ptr += row * h + head
+    if PENDING:
+        old_dt = tl.load(last_dt_ptr)
+        old_x = tl.load(last_x_ptr, mask=in_p, other=0.0).to(tl.float32) * old_dt
+        old_B = tl.load(last_B_ptr, mask=in_n, other=0.0).to(tl.float32)
+        left = tl.exp(old_dt * A)
     wait(PDL)
     # all that is waited for is asked for at once
     raw = tl.load(proj_ptr + e + c + head).to(tl.float32) + dt_bias
@@ -147,11 +160,21 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
         B, B_new = _newest(B_past, proj_ptr, ring_ptr, conv_ptr, Bs, in_n, e, c, k)
         C, C_new = _newest(C_past, proj_ptr, ring_ptr, conv_ptr, Cs, in_n, e, c, k)
     dt = softplus(raw)
-    state = state * tl.exp(dt * A) + (x * dt)[:, None] * B[None]
-    y = tl.sum(state * C[None], 1) + D * x
-    if LARGEST > 0:
-        state = tl.clamp(state, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(ssm_ptr + cell, state, mask=whole)
+    decay, new = tl.exp(dt * A), x * dt
+    if PENDING:
+        state = state * (left * decay) + ((old_x * decay)[:, None] * old_B[None] + new[:, None] * B[None])
+        y = tl.sum(state * C[None], 1)
+        if LARGEST > 0:
+            state = tl.clamp(state, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(ssm_ptr + cell, state, mask=whole)
+    else:
+        # without making the new state, which would take most of the instructions
+        y = tl.sum(state * C[None], 1) * decay + new * tl.sum(B * C, 0)
+        first = (head % r == 0) & (part == 0)
+        tl.store(last_x_ptr, x, mask=in_p)
+        tl.store(last_B_ptr, B, mask=in_n & first)
+        tl.store(last_dt_ptr, dt, mask=part == 0)
+    y += D * x
     gated = tl.where(in_p, y * z / (1 + tl.exp(-z)), 0.0)
     if NORM:
         sums = tl.num_programs(0)  # of a head
@@ -160,9 +183,9 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, position_ptr, conv_ptr, bias_ptr, d
     tl.store(out_ptr + row * e + xs, gated, mask=in_p)
     if not CONVOLVED:
         # the newest input goes where no program of this step reads
+        first = (head % r == 0) & (part == 0)
         ring_ptr += (position % k) * c
         tl.store(ring_ptr + xs, x_new, mask=in_p)
-        first = (head % r == 0) & (part == 0)
         tl.store(ring_ptr + Bs, B_new, mask=in_n & first)
         tl.store(ring_ptr + Cs, C_new, mask=in_n & first)
 
@@ -171,6 +194,7 @@ def mixer_step(
     proj: Tensor,
     ring: Tensor,
     ssm: Tensor,
+    last: Last,
     position: Tensor,
     conv: Tensor,
     bias: Tensor,
@@ -180,6 +204,7 @@ def mixer_step(
     out: Tensor,
     *,
     groups: int,
+    pending: bool,
     plan: MixerPlan,
     norm: Tensor | None = None,
     squares: Tensor | None = None,
@@ -192,8 +217,8 @@ def mixer_step(
     assert squares is None or squares.shape[1] == h * plan.programs(p), "a program for each sum"
     largest = torch.finfo(ssm.dtype).max if ssm.dtype == torch.float16 else 0.0
     _mixer_step[(plan.programs(p), h, b)](
-        proj, ring, ssm, position, conv, bias, dt_bias, A_log, D, out, D if norm is None else norm,
+        proj, ring, ssm, *last, position, conv, bias, dt_bias, A_log, D, out, D if norm is None else norm,
         D if squares is None else squares, h, h * p, c, r=h // groups, p=p, n=n, k=k, P=plan.tile(p),
-        N=triton.next_power_of_2(n), LARGEST=largest, NORM=norm is not None, CONVOLVED=convolved, PDL=pdl,
-        num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
+        N=triton.next_power_of_2(n), PENDING=pending, LARGEST=largest, NORM=norm is not None, CONVOLVED=convolved,
+        PDL=pdl, num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -177,14 +177,15 @@ def test_codes_are_told_while_they_are_drawn(t2i: OmniMamba, monkeypatch: pytest
 
 
 def test_the_state_after_steps_is_that_of_a_prefill(mmu: OmniMamba) -> None:
-    x = prefix(rows=3, length=11)
+    length = 12  # of which 8 are steps: the state is written with every second one
+    x = prefix(rows=3, length=length)
     with torch.inference_mode():
         stepper = Stepper(mmu, "mmu", StepKernels())
         memory = stepper.memory(3, len(mmu.text_embedding.weight), torch.float32)
         state = mmu.new_state(3)
         mmu(x[:, :4], "mmu", state)
         memory.take(state)
-        for i in range(4, 11):
+        for i in range(4, length):
             memory.position += 1
             memory.residual.copy_(x[:, i] + mmu.mmu_positions[i])
             stepper.step(memory)
@@ -194,7 +195,7 @@ def test_the_state_after_steps_is_that_of_a_prefill(mmu: OmniMamba) -> None:
     assert_close("logits", want, memory.logits, 1e-5)
     k = memory.ring.shape[2]
     for back in range(1, k):
-        assert_close("conv", whole.conv[:, :, -back], memory.ring[:, :, (11 - back) % k], 1e-5)
+        assert_close("conv", whole.conv[:, :, -back], memory.ring[:, :, (length - back) % k], 1e-5)
 
 
 def test_what_is_past_the_table_is_refused_before_it_starts(mmu: OmniMamba) -> None:

@@ -54,6 +54,10 @@ def empty(*shape: int, dtype: torch.dtype = F16) -> Tensor:
     return torch.empty(*shape, dtype=dtype)
 
 
+def last(b: int) -> reference.Last:
+    return reference.Last(empty(b, E), empty(b, N), empty(b, H, dtype=F32))
+
+
 def step_of_many_rows(b: int, weights: torch.dtype, *, large: bool, pdl: bool) -> None:
     from omnimamba_cli.ops import triton_batch, triton_step
 
@@ -73,10 +77,10 @@ def step_of_many_rows(b: int, weights: torch.dtype, *, large: bool, pdl: bool) -
     triton_batch.product(empty(b, D), *weight(16_384, D), empty(1, b, 16_384, dtype=F32), plan=plan.head, pdl=pdl)
     squares = reference.Squares(empty(b, H * plan.mixer.programs(P), dtype=F32), E, 1e-5)
     triton_batch.join_norm(empty(b, D, dtype=F32), parts, squares, empty(D), 1e-5, empty(b, D), pdl=pdl)
-    scalars = (empty(H, dtype=F32) for _ in range(3))
+    state, scalars = empty(b, H, P, N), [empty(H, dtype=F32)] * 3
     triton_step.mixer_step(
-        empty(b, width), empty(b, K, C), empty(b, H, P, N), position, empty(K, C), empty(C), *scalars, empty(b, E),
-        groups=1, plan=plan.mixer, norm=empty(E), squares=squares.parts, convolved=True, pdl=pdl,
+        empty(b, width), convolution.ring, state, last(b), position, empty(K, C), empty(C), *scalars, empty(b, E),
+        groups=1, pending=True, plan=plan.mixer, norm=empty(E), squares=squares.parts, convolved=True, pdl=pdl,
     )  # fmt: skip
 
 
@@ -93,8 +97,8 @@ def step_of_few_rows(b: int, *, pdl: bool) -> None:
     position = torch.zeros(b, dtype=torch.int64)
     ring, state, scalars = empty(b, K, C, dtype=F32), empty(b, H, P, N, dtype=F32), [empty(H, dtype=F32)] * 3
     triton_step.mixer_step(
-        empty(b, width, dtype=F32), ring, state, position, empty(K, C), empty(C), *scalars, empty(b, E, dtype=F32),
-        groups=1, plan=mixer_plan(b), pdl=pdl,
+        empty(b, width, dtype=F32), ring, state, last(b), position, empty(K, C), empty(C), *scalars,
+        empty(b, E, dtype=F32), groups=1, pending=True, plan=mixer_plan(b), pdl=pdl,
     )  # fmt: skip
     for v, temperature in ((16_384, 1.0), (50_288, 0.0)):
         tokens, uniform = torch.zeros(8, b, dtype=torch.int64), torch.zeros(8, b, dtype=torch.float64)
@@ -111,7 +115,7 @@ def prefix(dtype: torch.dtype, p: int, n: int, *, large: bool) -> None:
     triton_prefill.add_norm(residual, empty(1, l, D, dtype=dtype), empty(D, dtype=dtype), 1e-5, dtype)
     weights = empty(K, c, dtype=dtype), empty(c, dtype=dtype), scalars[0]
     xBC, dt = triton_prefill.conv_dt(zxBCdt, *weights, empty(1, K, c, dtype=dtype))
-    plan = scan_plan(dtype, large=large)
+    plan = scan_plan(1, l, dtype, large=large)
     y = triton_prefill.scan(xBC, dt, *scalars, empty(1, h, p, n, dtype=F32), groups=1, plan=plan)
     triton_prefill.gate_norm(y, zxBCdt, empty(e, dtype=dtype), 1e-5)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -150,13 +151,14 @@ def compare_convolution(
 
 def mixer_inputs(
     b: int, g: int, h: int, p: int, n: int, k: int, dtype: torch.dtype, state: torch.dtype
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     rng = torch.Generator().manual_seed(b * 10 + g)
     e, c = h * p, h * p + 2 * g * n
     return {
         "proj": normal(rng, b, e + c + h),
         "ring": normal(rng, b, k, c).to(dtype),
         "ssm": normal(rng, b, h, p, n).to(state),
+        "last": reference.Last(normal(rng, b, e), normal(rng, b, g * n), 0.05 * torch.rand(b, h, generator=rng)),
         "position": torch.arange(b) * 3 + 5,
         "conv": normal(rng, k, c).to(dtype),
         "bias": normal(rng, c).to(dtype),
@@ -165,6 +167,15 @@ def mixer_inputs(
         "D": normal(rng, h),
         "out": torch.full((b, e), torch.nan, dtype=dtype),
     }
+
+
+def copied(given: dict[str, Any], device: str) -> dict[str, Any]:
+    """Copies on a device."""
+
+    def copy(t: Any) -> Any:
+        return reference.Last(*(copy(part) for part in t)) if isinstance(t, reference.Last) else t.clone().to(device)
+
+    return {name: copy(t) for name, t in given.items()}
 
 
 def compare_mixer(
@@ -182,29 +193,34 @@ def compare_mixer(
     batch: bool = False,
     pdl: bool = False,
 ) -> None:
-    """Two steps one after the other, so that the ring is read where it was written; `batch`: as one of many rows."""
+    """Some steps one after the other, so that what was written is read; `batch`: as one of many rows."""
     from omnimamba_cli.ops import triton_step
 
     given = mixer_inputs(b, g, h, p, n, k, dtype, state)
+    for t in given["last"]:
+        t.fill_(torch.nan)  # nobody looks at it at the first turn: the state holds that token
     if batch:
         given["proj"] = given["proj"].to(dtype)
+        given["last"] = given["last"]._replace(x=given["last"].x.to(dtype), B=given["last"].B.to(dtype))
         given["norm"] = (1 + normal(torch.Generator().manual_seed(b), h * p) / 9).to(dtype)
         given["squares"] = torch.full((b, h * MixerPlan(rows).programs(p)), torch.nan)
         given["ring"].fill_(torch.nan)  # nobody looks at it: the rows are convolved already
-    want = {name: t.clone() for name, t in given.items()}
-    got = {name: t.to(device) for name, t in given.items()}
-    for turn in range(2):
+    want, got = copied(given, "cpu"), copied(given, device)
+    # a narrow state is rounded twice, once here and once there
+    tolerance = max(TOLERANCE[dtype], TOLERANCE[state])
+    for turn in range(3):
         for tensors in (want, got):
             tensors["position"] += 1
-            tensors["proj"] += turn
-        reference.mixer_step(**want, groups=g, convolved=batch)
-        triton_step.mixer_step(**got, groups=g, plan=MixerPlan(rows=rows), convolved=batch, pdl=pdl)
-    # a narrow state is rounded twice, once in each step
-    tolerance = max(TOLERANCE[dtype], TOLERANCE[state])
-    if batch:
-        assert_close("squares", want["squares"].sum(1), got["squares"].sum(1).cpu(), tolerance)
-    for name in ("out", "ssm") if batch else ("out", "ssm", "ring"):
-        assert_close(f"{name} b {b} g {g}", want[name], got[name].cpu(), tolerance)
+            tensors["proj"] += turn % 2
+        how = {"groups": g, "pending": turn % 2 == 1, "convolved": batch}
+        reference.mixer_step(**want, **how)
+        triton_step.mixer_step(**got, **how, plan=MixerPlan(rows=rows), pdl=pdl)
+        if batch:
+            assert_close("squares", want["squares"].sum(1), got["squares"].sum(1).cpu(), tolerance)
+        for name in ("out", "ssm") if batch else ("out", "ssm", "ring"):
+            assert_close(f"{name} b {b} g {g} turn {turn}", want[name], got[name].cpu(), tolerance)
+        for name, x, y in zip(reference.Last._fields, want["last"], got["last"], strict=True):
+            assert_close(f"last {name}", x, y.cpu(), TOLERANCE[dtype])
     assert got["out"].dtype == dtype
 
 
@@ -421,7 +437,7 @@ def test_draws_on_a_gpu(rule: DrawRule) -> None:
 def test_prefill_kernels_on_a_gpu(dtype: torch.dtype, g: int, l: int) -> None:
     compare_prefill("cuda", dtype, l, g)
     compare_prefill("cuda", dtype, l, g, h=4, p=64, n=128, state=torch.float16)
-    compare_prefill("cuda", dtype, l, g, h=4, p=64, n=128, plan=scan_plan(dtype, large=False))
+    compare_prefill("cuda", dtype, l, g, h=4, p=64, n=128, plan=scan_plan(2, l, dtype, large=False))
 
 
 # without one

@@ -151,10 +151,20 @@ def mixers(log: Log, stepper: Stepper, batch: int, state: torch.dtype) -> None:
                 squares = m.residual.new_zeros(batch, c.nheads * plan.programs(c.headdim))
                 more = {"norm": layer.out.norm, "squares": squares, "convolved": True}
             module.mixer_step(
-                m.proj, m.ring[i], m.ssm[i], m.position, *w, m.gated, groups=c.ngroups, plan=plan, pdl=pdl, **more
+                m.proj,
+                m.ring[i],
+                m.ssm[i],
+                m.last.layer(i),
+                m.position,
+                *w,
+                m.gated,
+                groups=c.ngroups,
+                plan=plan,
+                pdl=pdl,
+                **more,
             )
 
-    nbytes = 2 * m.ssm[0].nbytes + m.proj.nbytes + m.ring[0].nbytes + m.gated.nbytes
+    nbytes = 1.5 * m.ssm[0].nbytes + m.proj.nbytes + m.ring[0].nbytes + m.gated.nbytes
     kinds = [(plan, pdl) for plan in MIXERS[batch] for pdl in ((True, False) if batch == 1 else (True,))]
     compile_together([lambda k=k: run(*k) for k in kinds])
     for plan, pdl in kinds:
