@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from omnimamba_cli.config import SamplingConfig, Task
+from omnimamba_cli.engine.prefix_reader import PrefixReader
 from omnimamba_cli.engine.recording import Recording
 from omnimamba_cli.engine.sampling import check_finite, choose, guided, penalize_repetition, uniforms
 from omnimamba_cli.model.lora import is_merged
@@ -31,10 +32,6 @@ WATCHED = 16  # steps between two calls of a Watch
 CHUNK = 4  # steps between two looks at the tokens: an end is noticed up to twice as many steps late
 RING = 1024  # steps of which random numbers and tokens are kept
 RULES = 4  # recorded steps that are kept, for different rules and one number of rows
-PREFILLS = 4  # recorded prefills that are kept
-# how a prefix is read: float16 has an eighth of bfloat16's rounding, and room for what stands between two norms
-READING = {torch.bfloat16: torch.float16}
-PREFILL_TOKENS = 4096  # larger prefills are not recorded: launches do not slow them, and a recording keeps its memory
 
 
 def state_dtype(task: Task, dtype: torch.dtype) -> torch.dtype:
@@ -73,7 +70,7 @@ class Decoder:
         self.stepper = Stepper(model, task, kernels)
         self.table, self.places = embedding_tables(model, task)
         self._programs: dict[tuple[int, int, DrawRule], Program] = {}
-        self._prefills: dict[tuple[int, int, int], Prefill] = {}
+        self._prefixes = PrefixReader(self.stepper, self.dtype)
 
     def rule(self, config: SamplingConfig) -> DrawRule:
         """What of a sampling configuration matters for this task."""
@@ -99,7 +96,7 @@ class Decoder:
             return self._record(sequences, rule, ring, self._memory(rows))
         for old in [k for k, p in self._programs.items() if len(p.memory.position) != rows]:
             del self._programs[old]
-            self._prefills.clear()
+            self._prefixes.forget()
         memory = next((p.memory for p in self._programs.values()), None) or self._memory(rows)
         self._programs[key] = self._record(sequences, rule, ring, memory)
         while len(self._programs) > RULES:
@@ -154,29 +151,13 @@ class Decoder:
             self._read(model, x, once, record=False)
             memory.spread(once, torch.arange(len(x), device=self.device).repeat_interleave(copies))
             return
-        self._read(model, x, memory, record=x.shape[0] * x.shape[1] <= PREFILL_TOKENS)
+        self._read(model, x, memory, record=True)
 
     def _read(self, model: OmniMamba, x: Tensor, memory: StepMemory, *, record: bool) -> None:
         if self.kernels.reading is None:
             self._go_on(model, x, memory, memory.new_state())
-            return
-        x = x + self.places[: x.shape[1]].float()
-        # steps of many rows round more than that
-        dtype = self.dtype if memory.batch is not None else READING.get(self.dtype, self.dtype)
-        if record:
-            self._prefill(memory, x, dtype).run(x)
         else:
-            self.stepper.read(x, memory, dtype)
-        if dtype != self.dtype and not bool(memory.logits.isfinite().all()):
-            self.stepper.read(x, memory, self.dtype)  # something was too large for float16
-
-    def _prefill(self, memory: StepMemory, x: Tensor, dtype: torch.dtype) -> "Prefill":
-        key = (len(x), x.shape[1], id(memory))
-        if key not in self._prefills:
-            self._prefills[key] = Prefill(self.stepper, memory, dtype)  # holds the memory, so its id is not reused
-            while len(self._prefills) > PREFILLS:
-                del self._prefills[next(iter(self._prefills))]
-        return self._prefills[key]
+            self._prefixes.read(x + self.places[: x.shape[1]].float(), memory, record=record)
 
     def _go_on(self, model: OmniMamba, x: Tensor, memory: StepMemory, state: InferenceState) -> None:
         """Read embedded x (rows l d) after a state by the model's own forward: the kernels start from no state."""
@@ -290,28 +271,6 @@ class Decoder:
     def _check_room(self, length: int, steps: int) -> None:
         """Raises InputError where `steps` tokens after a prefix of `length` do not fit the table of positions."""
         check_positions(length + steps - 1, len(self.places), self.task)  # the last token is written, never read
-
-
-class Prefill:
-    """Reads prefixes of one shape into one memory; recorded when the shape comes a second time."""
-
-    def __init__(self, stepper: Stepper, memory: StepMemory, dtype: torch.dtype) -> None:
-        self._stepper, self._memory, self._dtype = stepper, memory, dtype
-        self._seen = False
-        self._recording: Recording | None = None
-
-    def run(self, x: Tensor) -> None:
-        """See Stepper.read."""
-        if not self._seen:
-            self._seen = True
-            self._stepper.read(x, self._memory, self._dtype)
-            return
-        if self._recording is None:
-            self._x = x.clone()
-            self._recording = Recording(lambda: self._stepper.read(self._x, self._memory, self._dtype), x.device)
-        self._x.copy_(x)
-        self._recording()
-        self._memory.pending = False
 
 
 def _choice(t: DrawBuffers, rule: DrawRule) -> Tensor:

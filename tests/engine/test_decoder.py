@@ -233,7 +233,7 @@ INTERPRETED = """
 import copy
 from dataclasses import replace
 import torch
-from omnimamba_cli.engine import decode, decoder
+from omnimamba_cli.engine import decode, prefix_reader
 from omnimamba_cli.engine.decoder import Decoder
 from omnimamba_cli.model.lora import merged
 from omnimamba_cli.model.omnimamba import OmniMamba
@@ -274,7 +274,7 @@ half, x = copy.deepcopy(merged(model, "mmu")).bfloat16(), torch.randn(2, 5, 32).
 for want, got in decoded(half, x, kernels):
     assert_close("read in float16", want, got, 1e-3)
 # where float16 is too narrow a prefix is read again (in float32: the interpreter has no products in bfloat16)
-decoder.READING[torch.float32] = torch.float16
+prefix_reader.NARROWER[torch.float32] = torch.float16
 model.layers[0].mixer.in_proj.weight.data[: model.config.backbone.d_inner] *= 1e6  # the gate
 for want, got in decoded(merged(model, "mmu"), x.float(), kernels):
     assert_close("read again", want, got, 1e-5)
