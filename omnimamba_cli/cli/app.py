@@ -240,7 +240,7 @@ def as_known(error: Exception) -> OmniMambaError | None:
     if isinstance(error, OmniMambaError):
         return error
     if (reason := memory_reason(error)) is not None:
-        return DeviceError(f"out of memory: {reason}", hint="try --dtype bf16, a smaller batch or --device cpu")
+        return DeviceError(f"out of memory: {reason}", hint="try a smaller batch, --dtype fp16 or --device cpu")
     if isinstance(error, OSError) and error.errno in FILE_ERRORS:
         name = f"{error.filename}: " if error.filename is not None else ""
         return InputError(f"{name}{file_reason(error)}")

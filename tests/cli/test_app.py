@@ -155,7 +155,7 @@ class OutOfMemoryError(RuntimeError):
         (  # an option that not every command has would be no help
             MemoryError(),
             5,
-            "error: out of memory: no more is to be had\nhint: try --dtype bf16, a smaller batch or --device cpu\n",
+            "error: out of memory: no more is to be had\nhint: try a smaller batch, --dtype fp16 or --device cpu\n",
         ),
         (OSError(28, "No space left on device", "fox.png"), 3, "error: fox.png: no space left on device\n"),
         (KeyError("x"), 1, "error: KeyError: 'x'\nhint: this is a bug; run again with -vv"),
