@@ -11,7 +11,7 @@ from omnimamba_cli.cli.models import describe_choices
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import Device, Dtype, Force, Offline, Quantize, ReportOptions
 from omnimamba_cli.cli.output import Output
-from omnimamba_cli.errors import UsageError
+from omnimamba_cli.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -140,6 +140,7 @@ def command(
         checkpoint_activations=checkpoint_activations,
     )
     rows = measure(out, config)
+    check_measured(rows)
     if plot is not None:
         from omnimamba_cli.engine import bench_plot
 
@@ -229,6 +230,16 @@ def measure(out: Output, config: "BenchConfig") -> "list[Row]":
             for line in explained(rows, verdicts):
                 out.line(line)
     return rows
+
+
+def check_measured(rows: "Sequence[Row]") -> None:
+    """Raises DeviceError where not one row could be measured; a few that could not are part of the answer."""
+    failed = [row for row in rows if row.error is not None]
+    if failed and not any(row.error is None and row.method != "computed" for row in rows):
+        first = failed[0]
+        raise DeviceError(
+            f"nothing could be measured: {first.system}: {first.error}", hint="a smaller --batch, --seq-len or --model"
+        )
 
 
 def explained(rows: "Sequence[Row]", verdicts: "Sequence[Verdict] | None") -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from omnimamba_cli.engine.bench_systems import OmniMambaSystem
 from omnimamba_cli.engine.bench_transformers import TransformerSystem
 from tests.cli.conftest import Process, Run, environment
 
@@ -129,6 +130,25 @@ def test_what_was_measured_before_ctrl_c_is_shown(run: Run, tiny_model: Path, mo
     assert [line.split()[0] for line in done.out.splitlines()[:2]] == ["system", "tiny"]
     assert "claims" not in done.out
     assert not Path("speed.svg").exists()
+
+
+@pytest.mark.parametrize("fails", ["all", "others"])
+def test_only_a_run_without_any_measurement_is_an_error(
+    run: Run, tiny_model: Path, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(TransformerSystem, "first_token", exhausted)
+    if fails == "all":
+        monkeypatch.setattr(OmniMambaSystem, "first_token", exhausted)
+    done = run(*small(tiny_model, "--baseline", "matched", "--json"))
+    assert len(done.out.splitlines()) == 3
+    if fails == "others":
+        assert done.code == 0
+    else:
+        assert done.code == 5
+        assert "error: nothing could be measured: tiny: out of memory" in done.err
 
 
 @pytest.mark.parametrize("error", ["ImportError", "OSError"])
