@@ -88,7 +88,7 @@ def _product(x_ptr, w_ptr, scale_ptr, out_ptr, ring_ptr, position_ptr, conv_ptr,
              precision: tl.constexpr):  # fmt: skip
     """A tile of ROWS weights' rows and BATCH rows of x, over PART columns."""
     TURNS: tl.constexpr = (PART - AHEAD) // COLUMNS
-    if LATE is None or LATE >= TURNS:
+    if LATE >= TURNS:
         release(PDL)
     rs = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     bs = tl.program_id(1) * BATCH + tl.arange(0, BATCH)
@@ -114,7 +114,7 @@ def _product(x_ptr, w_ptr, scale_ptr, out_ptr, ring_ptr, position_ptr, conv_ptr,
         w = tl.load(weights + ks[None], mask=(rs < rows)[:, None] & (ks < c)[None], other=0.0)
         x = tl.load(x_ptr + bs[:, None] * c + ks[None], mask=(bs < b)[:, None] & (ks < c)[None], other=0.0)
         acc = tl.dot(w.to(x.dtype), tl.trans(x), acc, input_precision=precision)
-        if LATE is not None and LATE > 0:  # noqa: SIM102 (this one the compiler decides)
+        if LATE > 0:  # noqa: SIM102 (this one the compiler decides)
             if turn == TURNS - LATE:
                 release(PDL)
     if AHEAD > 0:
@@ -157,7 +157,7 @@ def product(
     precision = "ieee" if x.dtype == torch.float32 else "tf32"
     _product[(triton.cdiv(rows, plan.rows), triton.cdiv(b, batch), plan.splits)](
         x, weight, weight if scale is None else scale, out, ring, position, taps, bias, b, rows, first, taps.shape[-1],
-        c=c, PART=part, BATCH=batch, ROWS=plan.rows, COLUMNS=plan.columns, AHEAD=ahead, LATE=plan.late,
+        c=c, PART=part, BATCH=batch, ROWS=plan.rows, COLUMNS=plan.columns, AHEAD=ahead, LATE=c if plan.late is None else plan.late,
         SCALED=scale is not None, k=0 if convolution is None else len(taps), PDL=pdl, precision=precision,
         num_warps=plan.warps, num_stages=plan.stages, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -20,18 +20,29 @@ from omnimamba_cli.ops.triton_math import softplus
 HAS_PDL = hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
 
 
-@triton.jit
-def release(PDL: tl.constexpr):
-    """Lets the next kernel start as soon as every program of this one has called this."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
+if HAS_PDL:
 
+    @triton.jit
+    def release(PDL: tl.constexpr):
+        """Lets the next kernel start as soon as every program of this one has called this."""
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
 
-@triton.jit
-def wait(PDL: tl.constexpr):
-    """Waits until everything that earlier kernels write is in memory."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
+    @triton.jit
+    def wait(PDL: tl.constexpr):
+        """Waits until everything that earlier kernels write is in memory."""
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+
+else:  # Triton looks up every name in a kernel, also those that are never called
+
+    @triton.jit
+    def release(PDL: tl.constexpr):
+        """No kernel starts early."""
+
+    @triton.jit
+    def wait(PDL: tl.constexpr):
+        """No kernel starts early."""
 
 
 @triton.jit
