@@ -158,6 +158,7 @@ def product(
     _product[(triton.cdiv(rows, plan.rows), triton.cdiv(b, batch), plan.splits)](
         x, weight, weight if scale is None else scale, out, ring, position, taps, bias, b, rows, first, taps.shape[-1],
         c=c, PART=part, BATCH=batch, ROWS=plan.rows, COLUMNS=plan.columns, AHEAD=ahead,
-        LATE=c if plan.late is None else plan.late, SCALED=scale is not None, k=0 if convolution is None else len(taps), PDL=pdl, precision=precision,
-        num_warps=plan.warps, num_stages=plan.stages, **({"launch_pdl": True} if pdl else {}),
+        LATE=c if plan.late is None else plan.late, SCALED=scale is not None,
+        k=0 if convolution is None else len(taps), PDL=pdl, precision=precision, num_warps=plan.warps,
+        num_stages=plan.stages, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

@@ -8,6 +8,8 @@ before it reads what a step has written, so the order of a step's memory is that
 Held to ops/reference.py by tests/ops. Importing needs Triton.
 """
 
+import inspect
+
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +19,9 @@ from omnimamba_cli.ops.reference import Last
 from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan
 from omnimamba_cli.ops.triton_math import softplus
 
-HAS_PDL = hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
+_gdc_wait = getattr(getattr(tl.extra, "cuda", None), "gdc_wait", None)
+# Triton 3.3 has none, and that of 3.4 cannot be called: it does not know the argument that the compiler gives it
+HAS_PDL = _gdc_wait is not None and "_semantic" in inspect.signature(_gdc_wait).parameters
 
 
 if HAS_PDL:
