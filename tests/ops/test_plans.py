@@ -11,6 +11,7 @@ from torch import Tensor
 
 from omnimamba_cli.ops import chips, reference, registry
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule
+from omnimamba_cli.ops.packing import Packing
 from omnimamba_cli.ops.step_plans import batch_plan, mixer_plan, scan_plan, vector_plan
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is a Linux package")
@@ -131,7 +132,24 @@ def training_scan(dtype: torch.dtype, p: int, n: int) -> None:
     (y.float().sum() + last.sum()).backward()
 
 
-@pytest.mark.parametrize("capability", [89, 90, *(pytest.param(c, marks=pytest.mark.slow) for c in (80, 120))])
+def training_block() -> None:
+    """Every kernel of a block of both tasks, forward and backward, and the loss."""
+    from omnimamba_cli.ops.triton_block import BlockSettings, block
+    from omnimamba_cli.ops.triton_lora import Dropout, Pairs
+    from omnimamba_cli.ops.triton_loss import summed_cross_entropy
+
+    rank, width, count = 8, E + C + H, 75
+    packing, pairs = Packing.of([(1, 5), (1, 70)]), Pairs(rank, 5)
+    settings = BlockSettings(1, N, 1e-5, torch.bfloat16, packing, pairs, 2.0, Dropout(0.1, 1))
+    shapes = (
+        (count, D), (D,), (width, D), (2 * rank, D), (width, 2 * rank), (C, K), (C,), (H,), (H,), (H,), (E,), (D, E),
+    )  # fmt: skip
+    block(*(torch.empty(s, requires_grad=True) for s in shapes), settings).sum().backward()
+    logits = torch.empty(9, 50_288, dtype=torch.bfloat16, requires_grad=True)
+    summed_cross_entropy(logits, torch.zeros(9, dtype=torch.int64), -1).backward()
+
+
+@pytest.mark.parametrize("capability", [89, *(pytest.param(c, marks=pytest.mark.slow) for c in (80, 90, 120))])
 def test_every_plan_fits_its_chips(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     step = pytest.importorskip("omnimamba_cli.ops.triton_step")
     large, pdl = ROOM[capability] >= chips.LARGE, capability >= 90 and step.HAS_PDL
@@ -153,7 +171,16 @@ def test_every_plan_fits_its_chips(capability: int, monkeypatch: pytest.MonkeyPa
                 if p * n <= chips.largest_state(cpu, dtype):
                     prefix(dtype, p, n, large=large)
                     training_scan(dtype, p, n)
-    assert {"_product", "_vector_product", "_mixer_step", "_draw", "_segment_outputs", "_between_chunks"} <= set(found)
+        training_block()
+    assert {
+        "_product",
+        "_vector_product",
+        "_mixer_step",
+        "_draw",
+        "_segment_outputs",
+        "_conv_backward",
+        "_backward",
+    } <= set(found)
     assert {name: size for name, size in found.items() if size > ROOM[capability]} == {}
 
 
