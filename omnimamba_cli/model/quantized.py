@@ -18,6 +18,7 @@ from omnimamba_cli.ops import packed_int8
 Quantization = Literal["int8", "fp8"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8")
 SLAB = 1 << 20  # weights narrowed at a time
+SHRINK = 2.0**-7  # narrow weights are large numbers: without it a product soon passes 65,504, where float16 ends
 LARGEST = {"int8": 127.0, "fp8": 448.0}  # of e4m3 without infinities
 
 
@@ -42,7 +43,8 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None:
         return F.linear(x, weight)
     # scaled after the product: the narrow values are exact in half precision, the scaled ones are not
-    return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)
+    y = F.linear(x * SHRINK, weight.to(x.dtype))
+    return (y * (scale / SHRINK)).to(x.dtype)
 
 
 class QuantizedLinear(nn.Module):

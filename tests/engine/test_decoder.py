@@ -375,6 +375,13 @@ def test_rows_of_zeros_stay_zero() -> None:
     assert torch.equal(linear(torch.ones(2, 8)), torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+def test_a_product_of_narrow_weights_has_room_in_float16(kind: Quantization) -> None:
+    linear = QuantizedLinear(torch.full((3, 2048), 0.01), kind)
+    got = linear(torch.ones(2, 2048, dtype=torch.float16))  # 260,000 before it is scaled
+    assert_close("product", torch.full((2, 3), 20.48), got.float(), 1e-3)
+
+
 # on a GPU
 
 
