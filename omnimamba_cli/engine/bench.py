@@ -112,6 +112,8 @@ def run(config: BenchConfig) -> Iterator[Event]:
         return
     lengths = list(config.seq_lens or LENGTHS.get(config.task, (0,)))
     place, device_reason = pick_device(config.device)
+    if place.index is not None and place.type == "cuda":
+        torch.cuda.set_device(place)  # graphs are recorded on the present one
     model, start = config_of(name), time.perf_counter()
     loaded, failure = _loaded(config, name, model, place, max(lengths) + EXTRA)
     built_s = time.perf_counter() - start

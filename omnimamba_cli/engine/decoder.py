@@ -21,6 +21,7 @@ from omnimamba_cli.model.omnimamba import OmniMamba, check_positions
 from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.model.stepping import StepMemory, Stepper, embedding_tables
 from omnimamba_cli.ops import registry
+from omnimamba_cli.ops.chips import at
 from omnimamba_cli.ops.draw import DrawBuffers, DrawRule, uniform_now
 from omnimamba_cli.ops.step import StepKernels
 
@@ -130,7 +131,8 @@ class Decoder:
 
     def _draw(self, buffers: DrawBuffers, rule: DrawRule) -> None:
         chosen = None if self.kernels.draws(rule) else _choice(buffers, rule)
-        self.kernels.draw(buffers, self.table, self.places, rule, chosen)
+        with at(self.device):
+            self.kernels.draw(buffers, self.table, self.places, rule, chosen)
 
     def _begin(self, program: Program) -> None:
         """Draw the first token after a prefix."""
@@ -264,8 +266,9 @@ class Decoder:
         here = _copy(tokens), None if finite is None else _copy(finite)
         if not tokens.is_cuda:
             return *here, None
-        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
-        ready.record()
+        with at(self.device):
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+            ready.record()
         return *here, ready
 
     def _check_room(self, length: int, steps: int) -> None:

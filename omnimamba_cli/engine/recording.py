@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from omnimamba_cli.ops.chips import at
+
 
 class Recording:
     """Calls a function of no arguments: on CUDA by replaying its graph, else directly.
@@ -13,6 +15,7 @@ class Recording:
     """
 
     def __init__(self, function: Callable[[], object], device: torch.device) -> None:
+        self._device = device
         self._run: Callable[[], object] = function
         if device.type != "cuda":
             return
@@ -30,5 +33,6 @@ class Recording:
         self._run = graph.replay
 
     def __call__(self) -> None:
-        """Do the work, on the current stream."""
-        self._run()
+        """Do the work, on the device's current stream."""
+        with at(self._device):
+            self._run()

@@ -20,6 +20,7 @@ from omnimamba_cli.errors import InputError
 from omnimamba_cli.model.mamba2 import Block, RMSNorm, Share, parts
 from omnimamba_cli.model.state import InferenceState
 from omnimamba_cli.ops import halves
+from omnimamba_cli.ops.chips import at
 
 
 def _mlp(widths: list[int], *, approximate: str = "none", bias: bool = True) -> nn.Sequential:
@@ -113,10 +114,11 @@ class OmniMamba(nn.Module):
         if state is None:
             return self.together({task: x})[task]
         residual = self._placed(x, task, state.position)
-        for i, layer in enumerate(self.layers):
-            residual = layer(residual, task, state.conv[i], state.ssm[i])
-        state.position += x.shape[1]
-        return self.norm_f(residual)
+        with at(x.device):
+            for i, layer in enumerate(self.layers):
+                residual = layer(residual, task, state.conv[i], state.ssm[i])
+            state.position += x.shape[1]
+            return self.norm_f(residual)
 
     def together(self, inputs: Mapping[Task, Tensor], *, recompute: bool = False) -> dict[Task, Tensor]:
         """Embedded inputs (b l d) of each task to its hidden states (b l d); both tasks share every layer's launches.
@@ -129,9 +131,10 @@ class OmniMamba(nn.Module):
         shares = tuple(Share(task, *x.shape[:2]) for task, x in ordered)
         placed = [self._placed(x, task, 0).flatten(0, 1) for task, x in ordered]
         rows = torch.cat(placed) if len(placed) > 1 else placed[0]
-        for layer in self.layers:
-            rows = checkpoint(layer, rows, shares, use_reentrant=False) if recompute else layer(rows, shares)
-        return dict(parts(self.norm_f(rows), shares))
+        with at(rows.device):
+            for layer in self.layers:
+                rows = checkpoint(layer, rows, shares, use_reentrant=False) if recompute else layer(rows, shares)
+            return dict(parts(self.norm_f(rows), shares))
 
     def _placed(self, x: Tensor, task: Task, start: int) -> Tensor:
         """x (b l d) plus the learned positions from `start` on, float32 or wider: the first residual."""

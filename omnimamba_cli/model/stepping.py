@@ -10,6 +10,7 @@ from omnimamba_cli.config import Mamba2Config, Task
 from omnimamba_cli.model.omnimamba import OmniMamba
 from omnimamba_cli.model.quantized import scaled_linear
 from omnimamba_cli.model.state import InferenceState
+from omnimamba_cli.ops.chips import at
 from omnimamba_cli.ops.reference import Convolution, Last, Squares
 from omnimamba_cli.ops.step import StepKernels
 from omnimamba_cli.ops.step_plans import BatchPlan
@@ -146,10 +147,11 @@ class Stepper:
 
     def step(self, memory: StepMemory) -> None:
         """From memory.residual (one embedded token a row) to memory.logits; the state advances."""
-        if memory.batch is not None:
-            self._step_batch(memory, memory.batch)
-        else:
-            self._step_few(memory)
+        with at(memory.residual.device):
+            if memory.batch is not None:
+                self._step_batch(memory, memory.batch)
+            else:
+                self._step_few(memory)
         memory.pending = not memory.pending
 
     def _step_few(self, m: StepMemory) -> None:
@@ -184,6 +186,10 @@ class Stepper:
         Between two kernels and in the products numbers are of `dtype`; where float16 was too narrow for them the logits
         are not finite. What memory held before is overwritten. Needs the kernels' `reading`.
         """
+        with at(x.device):
+            self._read(x, memory, dtype)
+
+    def _read(self, x: Tensor, memory: StepMemory, dtype: torch.dtype) -> None:
         m, eps, groups, ops = memory, self.config.norm_eps, self.config.ngroups, self.kernels.reading
         assert ops is not None
         m.pending = False

@@ -1,6 +1,7 @@
 """What a GPU gives one program of a kernel: the plans of tiles depend on it."""
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -31,3 +32,8 @@ def refusal(device: torch.device) -> str | None:
         return None
     older, oldest = ("{}.{}".format(*c) for c in (capability, OLDEST))
     return f"needs compute capability {oldest}, this GPU has {older}"
+
+
+def at(device: torch.device) -> AbstractContextManager[None]:
+    """Makes a CUDA device the present one: Triton and graphs run there, wherever their tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -59,6 +59,8 @@ def accelerator(device: torch.device, precision: Precision) -> Accelerator:
         raise DeviceError("fp16 trains on a GPU alone; a CPU has no such arithmetic", hint="--dtype bf16 or fp32")
     single = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=single)
+    if single and device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the present one
     # no broadcast: buffers are constants, the same in every process
     shared = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     made = Accelerator(

@@ -477,6 +477,19 @@ def test_bfloat16_at_full_depth_on_a_gpu(length: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_session_on_the_second_gpu_does_the_same(tiny_model: Path) -> None:
+    first, second = (om.load(tiny_model, device=f"cuda:{i}") for i in range(2))
+    settings = SamplingConfig(temperature=1.0, max_new_tokens=12)
+    for _ in range(3):  # plainly, recorded, repeated
+        pictures = [s.generate("a fox", n=2, seed=0) for s in (first, second)]
+        assert [p.tobytes() for p in pictures[0]] == [p.tobytes() for p in pictures[1]]
+        told = [list(s.stream_caption(pictures[0][0], sampling=settings, seed=3)) for s in (first, second)]
+        assert told[0] == told[1]
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.gpu
 @cuda
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_a_session_on_a_gpu_answers_and_draws(tiny_model: Path, quantize: str | None) -> None:
