@@ -103,3 +103,11 @@ def memory_reason(error: BaseException) -> str | None:
             return f"{before}{free}".rstrip(".") or "no more is to be had"
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def kernel_reason(error: BaseException) -> str | None:
+    """One line about a kernel that this GPU or this Triton does not take; None for an error of another kind."""
+    if not type(error).__module__.startswith("triton."):
+        return None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+    return lines[-1] if lines else type(error).__name__

@@ -18,7 +18,15 @@ from omnimamba_cli import __version__
 from omnimamba_cli.cli import settings
 from omnimamba_cli.cli.output import ColorChoice, Output, silence_stdout, use_utf8
 from omnimamba_cli.cli.stopping import stoppable
-from omnimamba_cli.errors import DeviceError, ExitCode, InputError, OmniMambaError, file_reason, memory_reason
+from omnimamba_cli.errors import (
+    DeviceError,
+    ExitCode,
+    InputError,
+    OmniMambaError,
+    file_reason,
+    kernel_reason,
+    memory_reason,
+)
 
 # command: (module in this folder, its line in `omnimamba --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -241,6 +249,8 @@ def as_known(error: Exception) -> OmniMambaError | None:
         return error
     if (reason := memory_reason(error)) is not None:
         return DeviceError(f"out of memory: {reason}", hint="try a smaller batch, --dtype fp16 or --device cpu")
+    if (reason := kernel_reason(error)) is not None:
+        return DeviceError(f"a kernel does not run on this GPU: {reason}", hint="set OMNIMAMBA_KERNELS=torch")
     if isinstance(error, OSError) and error.errno in FILE_ERRORS:
         name = f"{error.filename}: " if error.filename is not None else ""
         return InputError(f"{name}{file_reason(error)}")

@@ -146,9 +146,21 @@ class OutOfMemoryError(RuntimeError):
     """Named as torch's own."""
 
 
+class KernelError(Exception):
+    """As if from Triton."""
+
+    __module__ = "triton.runtime.errors"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
+        (
+            KernelError("at 3:4:\n    y += x\n    ^\nout of resource: shared memory"),
+            5,
+            "error: a kernel does not run on this GPU: out of resource: shared memory\n"
+            "hint: set OMNIMAMBA_KERNELS=torch\n",
+        ),
         (CheckpointError("it is broken", hint="mend it"), 4, "error: it is broken\nhint: mend it\n"),
         (OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore"), 5, "error: out of memory: CUDA out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 5, "error: out of memory"),
