@@ -1,7 +1,8 @@
 """Tile sizes of the kernels of training: shipped, never tuned at run time.
 
 Chosen by what `python -m tests.timing.training`, in a clone of the repository, measured on an H100. SCAN_GRADIENT_SMALL
-is for chips with less shared memory (see ops/chips.py); it fits them by tests/ops/test_plans.py and was not timed.
+is for chips with less shared memory (see ops/chips.py), and for larger states; it fits by tests/ops/test_plans.py and
+was not timed.
 """
 
 from dataclasses import dataclass
@@ -95,8 +96,11 @@ RESIDUAL_GRADIENT = RowPlan(warps=8, programs=396, registers=80)
 JOIN = TilePlan(rows=8, columns=512)
 
 
-def scan_gradient_plan(dtype: torch.dtype, *, large: bool) -> ScanGradientPlan:
-    """The plan of a scan's gradient in a dtype. `large`: see chips.is_large."""
+def scan_gradient_plan(state: int, dtype: torch.dtype, *, large: bool) -> ScanGradientPlan:
+    """The plan of a scan's gradient in a dtype, for heads whose state has so many values (p n).
+
+    `large`: see chips.is_large.
+    """
     if dtype == torch.float32:
         return SCAN_GRADIENT_FLOAT32
-    return SCAN_GRADIENT if large else SCAN_GRADIENT_SMALL
+    return SCAN_GRADIENT if large and state <= 64 * 128 else SCAN_GRADIENT_SMALL

@@ -232,7 +232,7 @@ def scan_backward(
     t, h, p = x.shape
     g, n = B.shape[1:]
     half = x.dtype != torch.float32
-    plan = plan or scan_gradient_plan(x.dtype, large=is_large(x.device))
+    plan = plan or scan_gradient_plan(p * n, x.dtype, large=is_large(x.device))
     chunks = packing.pieces(plan.chunk)
     P, N = (max(16, triton.next_power_of_2(v)) for v in (p, n))
     r = h // g

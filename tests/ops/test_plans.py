@@ -16,7 +16,8 @@ from omnimamba_cli.ops.step_plans import batch_plan, mixer_plan, scan_plan, vect
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is a Linux package")
 # compute capability: bytes of shared memory of a program, from NVIDIA's CUDA programming guide
-ROOM = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
+ROOM = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+TENSOR_MEMORY = 512  # columns, which chips from 10.0 on have
 H, P, N, K = 64, 64, 128, 4  # the 1.3B model's
 D, E, C = 2048, H * P, H * P + 2 * N
 F16, F32 = torch.float16, torch.float32
@@ -41,6 +42,7 @@ def compiled_for(capability: int) -> Iterator[dict[str, int]]:
     def compile_only(self, *args, grid, warmup, **kwargs):  # type: ignore[no-untyped-def]  # Triton's
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         found[self.fn.__name__] = max(kernel.metadata.shared, found.get(self.fn.__name__, 0))
+        assert getattr(kernel.metadata, "tmem_size", 0) <= TENSOR_MEMORY, self.fn.__name__
         return kernel
 
     driver.set_active(chip)
@@ -149,7 +151,7 @@ def training_block() -> None:
     summed_cross_entropy(logits, torch.zeros(9, dtype=torch.int64), -1).backward()
 
 
-@pytest.mark.parametrize("capability", [89, *(pytest.param(c, marks=pytest.mark.slow) for c in (80, 90, 120))])
+@pytest.mark.parametrize("capability", [89, *(pytest.param(c, marks=pytest.mark.slow) for c in (80, 90, 100, 120))])
 def test_every_plan_fits_its_chips(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     step = pytest.importorskip("omnimamba_cli.ops.triton_step")
     large, pdl = ROOM[capability] >= chips.LARGE, capability >= 90 and step.HAS_PDL
