@@ -170,8 +170,11 @@ def convolve(x: Tensor, how: Convolution) -> Tensor:
     return F.silu((window * how.taps.to(wide)).sum(1) + how.bias.to(wide))
 
 
+SHRINK = 2.0**-4  # of what waits for 1 / rms: float16 ends at 65,504, and a power of two costs no digits
+
+
 class Squares(NamedTuple):
-    """The unfinished half of an RMS norm: x was multiplied by the norm's weight, but not yet by 1 / rms.
+    """The unfinished half of an RMS norm: x was multiplied by the norm's weight and SHRINK, but not yet by 1 / rms.
 
     1 / rms is one number a row, so it can be multiplied in after the product that follows the norm.
     """
@@ -181,8 +184,8 @@ class Squares(NamedTuple):
     eps: float
 
     def factor(self) -> Tensor:
-        """1 / rms of each row (b 1)."""
-        return torch.rsqrt(self.parts.sum(1, keepdim=True) / self.columns + self.eps)
+        """What each row (b 1) lacks: 1 / rms, and what was shrunk."""
+        return torch.rsqrt(self.parts.sum(1, keepdim=True) / self.columns + self.eps) / SHRINK
 
 
 def product(
@@ -252,8 +255,8 @@ def mixer_step(
     ignored where proj is `convolved` already. ssm (b h p n) is the state. If `pending`, it lacks the token in `last`;
     then that and the present one are added to ssm, which may be narrower than the sums. Else ssm stays, and the present
     token is written to `last`.
-    dt_bias, A_log, D (h). Writes y * silu(z) to out (b e). With norm (e), writes that times norm, and the sums of
-    squares before it to squares (b s), see Squares.
+    dt_bias, A_log, D (h). Writes y * silu(z) to out (b e). With norm (e), writes that times norm and SHRINK, and
+    the sums of squares before both to squares (b s), see Squares.
     """
     b, h, p, n = ssm.shape
     e = h * p
@@ -279,5 +282,5 @@ def mixer_step(
     if norm is not None and squares is not None:
         squares.zero_()
         squares[:, 0] = gated.square().sum(1)
-        gated = gated * norm.to(wide)
+        gated = gated * norm.to(wide) * SHRINK
     out.copy_(gated)

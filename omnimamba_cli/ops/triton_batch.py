@@ -13,14 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.reference import Convolution, Squares
+from omnimamba_cli.ops.reference import SHRINK, Convolution, Squares
 from omnimamba_cli.ops.step_plans import ProductPlan
 from omnimamba_cli.ops.triton_step import release, wait
 
 
 @triton.jit
-def _join_norm(residual_ptr, parts_ptr, squares_ptr, norm_ptr, out_ptr, b, c, e, eps, SPLITS: tl.constexpr,
-               s: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+def _join_norm(residual_ptr, parts_ptr, squares_ptr, norm_ptr, out_ptr, b, c, e, eps, SHRINK: tl.constexpr,
+               SPLITS: tl.constexpr, s: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     release(PDL)
     row = tl.program_id(0).to(tl.int64)
     cs = tl.arange(0, C)
@@ -33,7 +33,7 @@ def _join_norm(residual_ptr, parts_ptr, squares_ptr, norm_ptr, out_ptr, b, c, e,
         y = tl.zeros((C,), tl.float32)
         for i in tl.static_range(SPLITS):
             y += tl.load(parts_ptr + (i * b + row) * c + cs, mask=cs < c, other=0.0).to(tl.float32)
-        x += y / tl.sqrt(tl.sum(squares, 0) / e + eps)
+        x += y / (tl.sqrt(tl.sum(squares, 0) / e + eps) * SHRINK)
         tl.store(residual_ptr + row * c + cs, x, mask=cs < c)
     tl.store(out_ptr + row * c + cs, x * norm / tl.sqrt(tl.sum(x * x, 0) / c + eps), mask=cs < c)
 
@@ -53,8 +53,8 @@ def join_norm(
     s = squares.parts.shape[1]
     _join_norm[(b,)](
         residual, residual if parts is None else parts, squares.parts, norm, out, b, c, squares.columns, eps,
-        SPLITS=0 if parts is None else len(parts), s=s, S=triton.next_power_of_2(s), C=triton.next_power_of_2(c),
-        PDL=pdl, num_warps=8, **({"launch_pdl": True} if pdl else {}),
+        SHRINK=SHRINK, SPLITS=0 if parts is None else len(parts), s=s, S=triton.next_power_of_2(s),
+        C=triton.next_power_of_2(c), PDL=pdl, num_warps=8, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnimamba_cli.ops.reference import Last
+from omnimamba_cli.ops.reference import SHRINK, Last
 from omnimamba_cli.ops.step_plans import MixerPlan, ProductPlan
 from omnimamba_cli.ops.triton_math import softplus
 
@@ -125,8 +125,8 @@ def _newest(past, proj_ptr, ring_ptr, conv_ptr, channels, mask, e, c, k: tl.cons
 def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, last_x_ptr, last_B_ptr, last_dt_ptr, position_ptr, conv_ptr,
                 bias_ptr, dt_bias_ptr, A_log_ptr, D_ptr, out_ptr, norm_ptr, squares_ptr, h, e, c, r: tl.constexpr,
                 p: tl.constexpr, n: tl.constexpr, k: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-                PENDING: tl.constexpr, LARGEST: tl.constexpr, NORM: tl.constexpr, CONVOLVED: tl.constexpr,
-                PDL: tl.constexpr):  # fmt: skip
+                SHRINK: tl.constexpr, PENDING: tl.constexpr, LARGEST: tl.constexpr, NORM: tl.constexpr,
+                CONVOLVED: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """P rows of one head's state."""
     release(PDL)
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -194,7 +194,7 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, last_x_ptr, last_B_ptr, last_dt_ptr
     if NORM:
         sums = tl.num_programs(0)  # of a head
         tl.store(squares_ptr + (row * h + head) * sums + part, tl.sum(gated * gated, 0))
-        gated *= norm
+        gated *= norm * SHRINK
     tl.store(out_ptr + row * e + xs, gated, mask=in_p)
     if not CONVOLVED:
         # the newest input goes where no program of this step reads
@@ -234,6 +234,6 @@ def mixer_step(
     _mixer_step[(plan.programs(p), h, b)](
         proj, ring, ssm, *last, position, conv, bias, dt_bias, A_log, D, out, D if norm is None else norm,
         D if squares is None else squares, h, h * p, c, r=h // groups, p=p, n=n, k=k, P=plan.tile(p),
-        N=triton.next_power_of_2(n), PENDING=pending, LARGEST=largest, NORM=norm is not None, CONVOLVED=convolved,
-        PDL=pdl, num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
+        N=triton.next_power_of_2(n), SHRINK=SHRINK, PENDING=pending, LARGEST=largest, NORM=norm is not None,
+        CONVOLVED=convolved, PDL=pdl, num_warps=plan.warps, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip

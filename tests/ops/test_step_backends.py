@@ -191,6 +191,7 @@ def compare_mixer(
     rows: int = 8,
     state: torch.dtype = torch.float32,
     batch: bool = False,
+    loud: bool = False,
     pdl: bool = False,
 ) -> None:
     """Some steps one after the other, so that what was written is read; `batch`: as one of many rows."""
@@ -199,6 +200,9 @@ def compare_mixer(
     given = mixer_inputs(b, g, h, p, n, k, dtype, state)
     for t in given["last"]:
         t.fill_(torch.nan)  # nobody looks at it at the first turn: the state holds that token
+    if loud:  # outputs above what float16 holds, before their norm
+        given["proj"][:, : h * p] *= 50
+        given["D"] *= 300
     if batch:
         given["proj"] = given["proj"].to(dtype)
         given["last"] = given["last"]._replace(x=given["last"].x.to(dtype), B=given["last"].B.to(dtype))
@@ -419,6 +423,7 @@ def test_mixer_step_on_a_gpu(dtype: torch.dtype, b: int, g: int, state: torch.dt
     compare_mixer("cuda", dtype, b, g, state=state)
     compare_mixer("cuda", dtype, b, g, h=64, p=64, n=128, rows=16, state=state)
     compare_mixer("cuda", dtype, b, g, h=64, p=64, n=128, rows=32, state=state, batch=True)
+    compare_mixer("cuda", dtype, b, g, rows=8, state=state, batch=True, loud=True)
 
 
 @pytest.mark.gpu
@@ -465,6 +470,7 @@ compare_convolution("cpu", f32, 3, 16, AHEAD)
 compare_mixer("cpu", f32, 3, 2, batch=True)
 compare_mixer("cpu", f16, 5, 1, p=12, rows=8, batch=True)
 compare_mixer("cpu", f32, 3, 2, p=12, rows=64, batch=True)
+compare_mixer("cpu", f16, 5, 1, batch=True, loud=True)
 for b, g in ((1, 1), (3, 2), (17, 1)):
     compare_mixer("cpu", f32, b, g)
 compare_mixer("cpu", f32, 2, 2, p=12, n=10, k=3)
