@@ -1,6 +1,7 @@
 """`omnimamba bench`: how fast this machine runs the model, beside Transformers and what the hardware allows."""
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,10 +25,10 @@ TaskChoice = Literal["text", "image", "prefill", "train", "stage2"]
 LONGEST = 10_000_000  # tokens; beyond, even the list of positions is large
 
 
-@takes_groups
-def command(
-    ctx: typer.Context,
-    *,
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions:
+    """What is measured, and for how long."""
+
     seq_len: Annotated[
         str | None,
         typer.Option(
@@ -36,21 +37,78 @@ def command(
             help="Tokens to generate, read or train on. Without it: 1000,16000 (text).",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     task: Annotated[
         TaskChoice, typer.Option("--task", help="What to measure; stage2: a step of the paper's training.")
-    ] = "text",
-    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows at once.")] = 1,
+    ] = "text"
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows at once.")] = 1
     rows_mmu: Annotated[
-        int | None,
-        typer.Option("--rows-mmu", min=0, help="stage2: rows with a picture; without it 3, on a CPU 1."),
-    ] = None,
+        int | None, typer.Option("--rows-mmu", min=0, help="stage2: rows with a picture; without it 3, on a CPU 1.")
+    ] = None
     rows_t2i: Annotated[
         int | None, typer.Option("--rows-t2i", min=0, help="stage2: drawings; without it 48, on a CPU 2.")
-    ] = None,
+    ] = None
     checkpoint_activations: Annotated[
         bool, typer.Option("--checkpoint-activations", help="stage2: compute layers again for the gradient.")
-    ] = False,
+    ] = False
+    full: Annotated[bool, typer.Option("--full", help="Generate and time every token, as far as --seconds go.")] = False
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            metavar="X",
+            min=1,
+            help="Time for everything; what does not fit is sampled less. Without it: 100 on a CPU, 600 on a GPU.",
+            show_default=False,
+        ),
+    ] = None
+
+    def lengths(self) -> list[int]:
+        """--seq-len as numbers, in order. Raises UsageError for anything else."""
+        if self.seq_len is None:
+            return []
+        words = [word.strip() for word in self.seq_len.split(",")]
+        if not all(word.isascii() and word.isdigit() and 2 <= int(word) <= LONGEST for word in words):
+            raise UsageError(
+                f"--seq-len is {self.seq_len!r}; it must be numbers from 2 to {LONGEST:,}, joined by commas",
+                hint="--seq-len 1000,16000",
+            )
+        return sorted({int(word) for word in words})
+
+    def check(self, baseline: str, quantize: str | None) -> None:
+        """Raises UsageError for options that are not for the task."""
+        task, lengths = self.task, self.lengths()
+        if task == "image" and lengths:
+            raise UsageError(
+                "--seq-len says how much text, and a picture has a fixed number of codes", hint="leave it out"
+            )
+        if quantize and task in ("train", "stage2"):
+            raise UsageError(
+                f"--quantize {quantize} is for decoding; training needs the whole weights", hint="leave it out"
+            )
+        if self.full and task != "text":
+            raise UsageError(f"--full is for text; --task {task} is always measured whole", hint="leave --full out")
+        if task == "stage2":
+            self._check_stage2(lengths, baseline)
+        elif self.rows_mmu is not None or self.rows_t2i is not None or self.checkpoint_activations:
+            raise UsageError(
+                f"--rows-mmu, --rows-t2i and --checkpoint-activations are not for --task {task}", hint="--task stage2"
+            )
+
+    def _check_stage2(self, lengths: list[int], baseline: str) -> None:
+        if lengths or self.batch != 1:
+            raise UsageError("stage2 has rows of both tasks at their full length", hint="--rows-mmu N --rows-t2i N")
+        if self.rows_mmu == 0 and self.rows_t2i == 0:
+            raise UsageError("--rows-mmu 0 and --rows-t2i 0 leave nothing to measure", hint="leave one out")
+        if baseline not in ("auto", "none"):
+            raise UsageError("stage2 measures the training loop alone, beside no baseline", hint="leave --baseline out")
+
+
+@takes_groups
+def command(
+    ctx: typer.Context,
+    *,
+    work: WorkOptions,
     model: Annotated[
         str | None,
         typer.Option(
@@ -75,19 +133,6 @@ def command(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Generate and time every token, as far as --seconds go.")
-    ] = False,
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--seconds",
-            metavar="X",
-            min=1,
-            help="Time for everything; what does not fit is sampled less. Without it: 100 on a CPU, 600 on a GPU.",
-            show_default=False,
-        ),
-    ] = None,
     plot: Annotated[
         str | None,
         typer.Option("--plot", metavar="FILE.png|svg", help="Draw time and memory over length.", show_default=False),
@@ -108,36 +153,25 @@ def command(
     work allow at the rates measured at the start. BENCHMARKS.md explains every number.
     """
     out = report.configure(ctx, offline=offline)
-    lengths = parse_lengths(seq_len)
-    if task == "image" and lengths:
-        raise UsageError("--seq-len says how much text, and a picture has a fixed number of codes", hint="leave it out")
-    if quantize and task in ("train", "stage2"):
-        raise UsageError(
-            f"--quantize {quantize} is for decoding; training needs the whole weights", hint="leave it out"
-        )
-    check_stage2(task, lengths, batch, rows_mmu, rows_t2i, checkpoint_activations)
-    if task == "stage2" and baseline not in ("auto", "none"):
-        raise UsageError("stage2 measures the training loop alone, beside no baseline", hint="leave --baseline out")
-    if full and task != "text":
-        raise UsageError(f"--full is for text; --task {task} is always measured whole", hint="leave --full out")
+    work.check(baseline, quantize)
     if plot is not None:
-        check_plot(plot, task, force)
+        check_plot(plot, work.task, force)
     from omnimamba_cli.engine.bench import BenchConfig
 
     config = BenchConfig(
-        task=task,
-        seq_lens=lengths,
-        batch=batch,
+        task=work.task,
+        seq_lens=work.lengths(),
+        batch=work.batch,
         model=model,
         baselines=[word.strip() for word in baseline.split(",") if word.strip()],
         device=device,
         dtype=dtype,
         quantize=quantize,
-        full=full,
-        budget_s=seconds,
-        rows_mmu=rows_mmu,
-        rows_t2i=rows_t2i,
-        checkpoint_activations=checkpoint_activations,
+        full=work.full,
+        budget_s=work.seconds,
+        rows_mmu=work.rows_mmu,
+        rows_t2i=work.rows_t2i,
+        checkpoint_activations=work.checkpoint_activations,
     )
     rows = measure(out, config)
     check_measured(rows)
@@ -146,33 +180,6 @@ def command(
 
         targets.write_whole(Path(plot), bench_plot.draw(rows, Path(plot).suffix.lower()), force)
         out.note(f"plot: {plot}")
-
-
-def parse_lengths(text: str | None) -> list[int]:
-    """ "1000,16000" as numbers. Raises UsageError for anything else."""
-    if text is None:
-        return []
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() and 2 <= int(word) <= LONGEST for word in words):
-        raise UsageError(
-            f"--seq-len is {text!r}; it must be numbers from 2 to {LONGEST:,}, joined by commas",
-            hint="--seq-len 1000,16000",
-        )
-    return sorted({int(word) for word in words})
-
-
-def check_stage2(
-    task: TaskChoice, lengths: list[int], batch: int, rows_mmu: int | None, rows_t2i: int | None, recompute: bool
-) -> None:
-    """Raises for options of another task."""
-    if task == "stage2" and (lengths or batch != 1):
-        raise UsageError("stage2 has rows of both tasks at their full length", hint="--rows-mmu N --rows-t2i N")
-    if task != "stage2" and (rows_mmu is not None or rows_t2i is not None or recompute):
-        raise UsageError(
-            f"--rows-mmu, --rows-t2i and --checkpoint-activations are not for --task {task}", hint="--task stage2"
-        )
-    if rows_mmu == 0 and rows_t2i == 0:
-        raise UsageError("--rows-mmu 0 and --rows-t2i 0 leave nothing to measure", hint="leave one out")
 
 
 def check_plot(plot: str, task: TaskChoice, force: bool) -> None:

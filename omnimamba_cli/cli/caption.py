@@ -6,26 +6,20 @@ from typing import Annotated
 
 import typer
 
-from omnimamba_cli.cli import inputs, models, targets
+from omnimamba_cli.cli import inputs, models
 from omnimamba_cli.cli.captioning import Run, journal_key
 from omnimamba_cli.cli.journal import Journal
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import (
-    Append,
-    BatchSize,
     DecodingOptions,
-    Deterministic,
-    DryRun,
-    FailFast,
-    Force,
-    FromFile,
-    NulSeparated,
+    KeepOptions,
+    ListOptions,
+    PaceOptions,
     ReportOptions,
     Seed,
-    SkipExisting,
     TextSampling,
 )
-from omnimamba_cli.cli.questions import LoadState, Prompts, Questions, SaveState, ask, sort_out
+from omnimamba_cli.cli.questions import QuestionOptions, StateOptions, ask, sort_out
 from omnimamba_cli.errors import ExitCode, UsageError
 
 
@@ -37,8 +31,7 @@ def command(
         list[str] | None,
         typer.Argument(metavar="IMAGE... [QUESTION]", help="Pictures (- is stdin), then perhaps a question."),
     ] = None,
-    prompt: Prompts = None,
-    questions: Questions = None,
+    asking: QuestionOptions,
     template: Annotated[
         str | None,
         typer.Option(
@@ -48,8 +41,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    from_file: FromFile = None,
-    nul: NulSeparated = False,
+    listing: ListOptions,
     recursive: Annotated[bool, typer.Option("--recursive", help="Look at the pictures in folders, too.")] = False,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch pictures named by http and https addresses.")
@@ -63,13 +55,10 @@ def command(
             help="A text file for each answer, such as '{dir}/{stem}.txt'; fields are {dir}, {stem}, {name} and {n}.",
         ),
     ] = None,
-    append: Append = None,
-    skip_existing: SkipExisting = False,
-    force: Force = False,
+    keep: KeepOptions,
     where: DecodingOptions,
     sampled: TextSampling,
     seed: Seed = None,
-    batch_size: BatchSize = None,
     with_filename: Annotated[
         bool | None,
         typer.Option(
@@ -82,11 +71,8 @@ def command(
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Show a single caption while it is written.")
     ] = True,
-    save_state: SaveState = None,
-    load_state: LoadState = None,
-    fail_fast: FailFast = False,
-    deterministic: Deterministic = False,
-    dry_run: DryRun = False,
+    states: StateOptions,
+    pace: PaceOptions,
     report: ReportOptions,
 ) -> int:
     """Say what is in pictures, or answer a question about them.
@@ -108,18 +94,18 @@ def command(
     out = report.configure(ctx, offline=where.offline)
     settings = sampled.given()
     output = None if output == "-" else output  # stdout is where answers go anyway
-    inputs.refuse_stdin_twice(from_file == "-", questions == "-", *(a == "-" for a in arguments or []))
-    listed = from_file is not None
-    asked = sort_out(
-        arguments or [], prompt, questions, listed, save_state=save_state, load_state=load_state, force=force
-    )
+    from_file, listed = listing.from_file, listing.from_file is not None
+    inputs.refuse_stdin_twice(from_file == "-", asking.questions == "-", *(a == "-" for a in arguments or []))
+    asked = sort_out(arguments or [], asking, states, listed=listed, force=keep.force)
     pictures, question = asked.pictures, asked.questions[0]
     if not pictures and not listed:
         raise UsageError("there is no picture to look at", hint='omnimamba caption fox.png "what is here?"')
-    check_files(output, append, listed=listed, json=out.json, force=force, skip_existing=skip_existing)
+    keep.check(json=out.json)
+    if output is None and keep.skip_existing and not listed:
+        raise UsageError("--skip-existing is for answers that go into files", hint="-o '{dir}/{stem}.txt', or --append")
     opened_up = listed or any(inputs.means_several(p, recursive) for p in pictures)
     several = opened_up or len(pictures) > 1
-    if deterministic:
+    if pace.deterministic:
         models.be_deterministic(out)
     run = Run(
         out,
@@ -130,35 +116,26 @@ def command(
         names=several if with_filename is None else with_filename,
         template=template and template_text(template),
         output=output,
-        force=force,
-        skip_existing=skip_existing,
-        steady=deterministic or not (from_file == "-" or allow_urls),
+        force=keep.force,
+        skip_existing=keep.skip_existing,
+        steady=pace.deterministic or not (from_file == "-" or allow_urls),
         alone=not several,
     )
     # a result that is shown as it is written: one, as text, on stdout
-    streams = stream and not (several or out.json or output is not None or append is not None)
-    if streams and not (dry_run or asked.needs_memory or inputs.is_url(pictures[0].name)):
+    streams = stream and not (several or out.json or output is not None or keep.append is not None)
+    if streams and not (pace.dry_run or asked.needs_memory or inputs.is_url(pictures[0].name)):
         run.stream(pictures[0])
         return ExitCode.DONE
-    found = inputs.expanded(pictures, from_file, nul=nul, recursive=recursive, allow_urls=allow_urls)
+    found = inputs.expanded(pictures, from_file, nul=listing.nul, recursive=recursive, allow_urls=allow_urls)
     with ExitStack() as stack:
-        if append is not None:
-            run.journal = stack.enter_context(Journal(Path(append), journal_key))
-        if dry_run:
+        if keep.append is not None:
+            run.journal = stack.enter_context(Journal(Path(keep.append), journal_key))
+        if pace.dry_run:
             return run.rehearse(found)
         total = None if opened_up else len(pictures)
         if asked.needs_memory:
-            return ask(run, asked, found, total, batch_size=batch_size, stream=streams, fail_fast=fail_fast)
-        return run.batch(found, total, batch_size, fail_fast)
-
-
-def check_files(
-    output: str | None, append: str | None, *, listed: bool, json: bool, force: bool, skip_existing: bool
-) -> None:
-    """Raises UsageError for options about files that contradict each other."""
-    targets.check_options(append, json=json, force=force, skip_existing=skip_existing)
-    if output is None and skip_existing and not listed:
-        raise UsageError("--skip-existing is for answers that go into files", hint="-o '{dir}/{stem}.txt', or --append")
+            return ask(run, asked, found, total, batch_size=pace.batch_size, stream=streams, fail_fast=pace.fail_fast)
+        return run.batch(found, total, pace.batch_size, pace.fail_fast)
 
 
 def template_text(name: str) -> str:

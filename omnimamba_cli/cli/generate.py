@@ -12,20 +12,14 @@ from omnimamba_cli.cli.drawing import Run, journal_key
 from omnimamba_cli.cli.journal import Journal
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import (
-    Append,
-    BatchSize,
     DecodingOptions,
-    Deterministic,
-    DryRun,
-    FailFast,
-    Force,
     FormatChoice,
-    FromFile,
     ImageSampling,
-    NulSeparated,
+    KeepOptions,
+    ListOptions,
+    PaceOptions,
     ReportOptions,
     Seed,
-    SkipExisting,
 )
 from omnimamba_cli.errors import UsageError
 
@@ -49,12 +43,8 @@ def command(
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="Pictures of each prompt.")] = 1,
     seed: Seed = None,
-    from_file: FromFile = None,
-    nul: NulSeparated = False,
-    force: Force = False,
-    skip_existing: SkipExisting = False,
-    append: Append = None,
-    fail_fast: FailFast = False,
+    listing: ListOptions,
+    keep: KeepOptions,
     format_choice: Annotated[
         FormatChoice | None, typer.Option("--format", help="Where the file's name does not tell: png.")
     ] = None,
@@ -69,9 +59,7 @@ def command(
     ] = False,
     where: DecodingOptions,
     sampled: ImageSampling,
-    batch_size: BatchSize = None,
-    deterministic: Deterministic = False,
-    dry_run: DryRun = False,
+    pace: PaceOptions,
     report: ReportOptions,
 ) -> int:
     """Draw pictures from words.
@@ -90,43 +78,41 @@ def command(
     """
     out = report.configure(ctx, offline=where.offline)
     settings = sampled.given()
-    check_files(output, append, json=out.json, force=force, skip_existing=skip_existing, grid=grid)
-    listed = prompt == "-" or from_file is not None
-    wishes = inputs.wishes(prompt, from_file, nul)
-    if deterministic:
+    check_files(output, keep, json=out.json, grid=grid)
+    listed = prompt == "-" or listing.from_file is not None
+    wishes = inputs.wishes(prompt, listing.from_file, listing.nul)
+    if pace.deterministic:
         models.be_deterministic(out)
     with ExitStack() as stack:
-        journal = stack.enter_context(Journal(Path(append), journal_key)) if append is not None else None
+        journal = stack.enter_context(Journal(Path(keep.append), journal_key)) if keep.append is not None else None
         # a run that goes on has the seeds that it had
         before = journal.last if journal is not None and journal.last is not None else {}
         drawn_seed = before.get("run_seed", models.new_seed()) if seed is None else seed
-        run = Run(out, drawn_seed, force, skip_existing, metadata, fail_fast, listed, journal)
+        run = Run(out, drawn_seed, keep.force, keep.skip_existing, metadata, pace.fail_fast, listed, journal)
         if grid:
             run.sheet, pictures = grids.plan(list(wishes), count, drawn_seed, output, format_choice)
             ready = run.ready([run.sheet])
         else:
             ready = run.ready(targets.plan(wishes, count, drawn_seed, output, format_choice))
-        if dry_run:
+        if pace.dry_run:
             return run.rehearse(ready)
         ready = run.before_any_work(ready)
         if (first := next(ready, None)) is not None:
             session = models.open_session(out, where, task="t2i")
             if seed is None:
                 out.note(f"seed {drawn_seed}")
-            steady = deterministic or "-" not in (prompt, from_file)
+            steady = pace.deterministic or "-" not in (prompt, listing.from_file)
             run.screen = showing.screen(out) if show else None
-            run.keep_all(session, pictures if grid else chain([first], ready), settings, batch_size, steady)
+            run.keep_all(session, pictures if grid else chain([first], ready), settings, pace.batch_size, steady)
         return run.sum_up()
 
 
-def check_files(
-    output: str | None, append: str | None, *, json: bool, force: bool, skip_existing: bool, grid: bool
-) -> None:
+def check_files(output: str | None, keep: KeepOptions, *, json: bool, grid: bool) -> None:
     """Raises UsageError for options about files that contradict each other."""
     if output == "-" and json:
         raise UsageError("--json and -o - both want stdout", hint="give a file: -o fox.png")
-    targets.check_options(append, json=json, force=force, skip_existing=skip_existing)
-    if append is not None and output == "-":
+    keep.check(json=json)
+    if keep.append is not None and output == "-":
         raise UsageError("--append writes JSON lines about files; -o - makes none", hint="give a file: -o fox.png")
-    if append is not None and grid:
+    if keep.append is not None and grid:
         raise UsageError("--append writes a line for each picture; --grid makes one file of them all")

@@ -14,6 +14,7 @@ import typer
 
 from omnimamba_cli.cli.output import ColorChoice, Output
 from omnimamba_cli.config import SamplingConfig
+from omnimamba_cli.errors import UsageError
 
 DtypeChoice = Literal["auto", "bf16", "fp16", "fp32"]
 QuantizeChoice = Literal["int8", "fp8"]
@@ -195,3 +196,41 @@ class ImageSampling(SamplingOptions):
 
     guidance: Guidance = None
     candidates: Candidates = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """A list of more inputs."""
+
+    from_file: FromFile = None
+    nul: NulSeparated = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepOptions:
+    """What becomes of results that exist."""
+
+    append: Append = None
+    skip_existing: SkipExisting = False
+    force: Force = False
+
+    def check(self, *, json: bool) -> None:
+        """Raises UsageError for options that contradict each other wherever there are files to write."""
+        if self.force and self.skip_existing:
+            raise UsageError("--force and --skip-existing contradict each other")
+        if self.append is not None and json:
+            raise UsageError("--append writes its JSON lines into the file; --json has nothing to add")
+        if self.append == "-":
+            raise UsageError(
+                "--append goes on with a file, and stdout is none", hint="--json writes these lines to stdout"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaceOptions:
+    """How the inputs are gone through."""
+
+    batch_size: BatchSize = None
+    fail_fast: FailFast = False
+    deterministic: Deterministic = False
+    dry_run: DryRun = False

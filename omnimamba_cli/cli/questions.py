@@ -21,27 +21,42 @@ if TYPE_CHECKING:
 
 AT_ONCE = 8  # questions in a batch, without --batch-size
 
-Prompts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--prompt",
-        "-p",
-        metavar="TEXT",
-        help="The question; every argument is then a picture. More than one asks each picture all of them.",
-    ),
-]
-Questions = Annotated[
-    str | None,
-    typer.Option("--questions", metavar="FILE", help="Read more questions from FILE, one a line; - is stdin."),
-]
-SaveState = Annotated[
-    str | None,
-    typer.Option("--save-state", metavar="FILE", help="Keep what the model knows of the picture, for --load-state."),
-]
 LoadState = Annotated[
     str | None,
     typer.Option("--load-state", metavar="FILE", help="Instead of a picture: what --save-state kept of one."),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions:
+    """What is asked, besides the last argument."""
+
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            help="The question; every argument is then a picture. More than one asks each picture all of them.",
+        ),
+    ] = None
+    questions: Annotated[
+        str | None,
+        typer.Option("--questions", metavar="FILE", help="Read more questions from FILE, one a line; - is stdin."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateOptions:
+    """Files of what the model knows of a picture."""
+
+    save_state: Annotated[
+        str | None,
+        typer.Option(
+            "--save-state", metavar="FILE", help="Keep what the model knows of the picture, for --load-state."
+        ),
+    ] = None
+    load_state: LoadState = None
 
 
 @dataclass(frozen=True)
@@ -60,24 +75,18 @@ class Asked:
 
 
 def sort_out(
-    arguments: Sequence[str],
-    prompts: Sequence[str] | None,
-    file: str | None,
-    listed: bool,
-    *,
-    save_state: str | None,
-    load_state: str | None,
-    force: bool,
+    arguments: Sequence[str], asked: QuestionOptions, states: StateOptions, *, listed: bool, force: bool
 ) -> Asked:
     """Pictures and questions of a command line. `listed`: a list names more pictures. Raises UsageError, InputError."""
-    given: list[str | None] = [inputs.clean_text(prompt) for prompt in prompts or []]
-    if file is not None:
-        read = inputs.read_list(file)
+    given: list[str | None] = [inputs.clean_text(prompt) for prompt in asked.prompt or []]
+    if asked.questions is not None:
+        read = inputs.read_list(asked.questions)
         if not read:
-            raise InputError(f"{file}: holds no question; write one a line")
+            raise InputError(f"{asked.questions}: holds no question; write one a line")
         given += [inputs.clean_text(line) for line in read]
-    if load_state is not None:
-        return _of_state(arguments, given, listed, Path(load_state), save_state)
+    save_state = states.save_state
+    if states.load_state is not None:
+        return _of_state(arguments, given, listed, Path(states.load_state), save_state)
     pictures, last = inputs.split_question(arguments, given[0] if given else None, listed=listed)
     if save_state is None:
         return Asked(pictures, given or [last])

@@ -146,16 +146,6 @@ def _format_of(path: Path, choice: FormatChoice | None) -> FormatChoice:
     )
 
 
-def check_options(append: str | None, *, json: bool, force: bool, skip_existing: bool) -> None:
-    """Raises UsageError for options that contradict each other wherever there are files to write."""
-    if force and skip_existing:
-        raise UsageError("--force and --skip-existing contradict each other")
-    if append is not None and json:
-        raise UsageError("--append writes its JSON lines into the file; --json has nothing to add")
-    if append == "-":
-        raise UsageError("--append goes on with a file, and stdout is none", hint="--json writes these lines to stdout")
-
-
 def check(path: Path, force: bool) -> None:
     """Raises InputError unless `path` can be written: its folder is there and writable, it does not exist."""
     folder = path.parent

@@ -131,6 +131,7 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, last_x_ptr, last_B_ptr, last_dt_ptr
     release(PDL)
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     group = head // r
+    first = (head % r == 0) & (part == 0)  # of the programs that read the same B and C
     ps, ns = part * P + tl.arange(0, P), tl.arange(0, N)
     # where a tile has no edge the compiler sees that nothing is masked
     in_p = ps < p if p % P else tl.full((P,), True, tl.int1)
@@ -185,7 +186,6 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, last_x_ptr, last_B_ptr, last_dt_ptr
     else:
         # without making the new state, which would take most of the instructions
         y = tl.sum(state * C[None], 1) * decay + new * tl.sum(B * C, 0)
-        first = (head % r == 0) & (part == 0)
         tl.store(last_x_ptr, x, mask=in_p)
         tl.store(last_B_ptr, B, mask=in_n & first)
         tl.store(last_dt_ptr, dt, mask=part == 0)
@@ -198,7 +198,6 @@ def _mixer_step(proj_ptr, ring_ptr, ssm_ptr, last_x_ptr, last_B_ptr, last_dt_ptr
     tl.store(out_ptr + row * e + xs, gated, mask=in_p)
     if not CONVOLVED:
         # the newest input goes where no program of this step reads
-        first = (head % r == 0) & (part == 0)
         ring_ptr += (position % k) * c
         tl.store(ring_ptr + xs, x_new, mask=in_p)
         tl.store(ring_ptr + Bs, B_new, mask=in_n & first)
