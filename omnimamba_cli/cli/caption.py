@@ -1,6 +1,7 @@
 """`omnimamba caption`: pictures in, words out, each as soon as it is known."""
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,43 @@ from omnimamba_cli.cli.questions import QuestionOptions, StateOptions, ask, sort
 from omnimamba_cli.errors import ExitCode, UsageError
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(ListOptions):
+    """Where pictures come from, besides the arguments."""
+
+    recursive: Annotated[bool, typer.Option("--recursive", help="Look at the pictures in folders, too.")] = False
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch pictures named by http and https addresses.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """How answers are written."""
+
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="TEMPLATE",
+            help="A text file for each answer, such as '{dir}/{stem}.txt'; fields are {dir}, {stem}, {name} and {n}.",
+        ),
+    ] = None
+    with_filename: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-filename/--no-filename",
+            "-H",
+            help="Put the picture's name and a tab before its caption; by default when there are several.",
+            show_default=False,
+        ),
+    ] = None
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show a single caption while it is written.")] = (
+        True
+    )
+
+
 @takes_groups
 def command(
     ctx: typer.Context,
@@ -32,45 +70,12 @@ def command(
         typer.Argument(metavar="IMAGE... [QUESTION]", help="Pictures (- is stdin), then perhaps a question."),
     ] = None,
     asking: QuestionOptions,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            "--template",
-            metavar="NAME|TEXT",
-            help="How the question is put: released, training, or a text with {question}. Without it the model's own.",
-            show_default=False,
-        ),
-    ] = None,
-    listing: ListOptions,
-    recursive: Annotated[bool, typer.Option("--recursive", help="Look at the pictures in folders, too.")] = False,
-    allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Fetch pictures named by http and https addresses.")
-    ] = False,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="TEMPLATE",
-            help="A text file for each answer, such as '{dir}/{stem}.txt'; fields are {dir}, {stem}, {name} and {n}.",
-        ),
-    ] = None,
+    source: SourceOptions,
+    answers: AnswerOptions,
     keep: KeepOptions,
     where: DecodingOptions,
     sampled: TextSampling,
     seed: Seed = None,
-    with_filename: Annotated[
-        bool | None,
-        typer.Option(
-            "--with-filename/--no-filename",
-            "-H",
-            help="Put the picture's name and a tab before its caption; by default when there are several.",
-            show_default=False,
-        ),
-    ] = None,
-    stream: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Show a single caption while it is written.")
-    ] = True,
     states: StateOptions,
     pace: PaceOptions,
     report: ReportOptions,
@@ -93,8 +98,8 @@ def command(
     """
     out = report.configure(ctx, offline=where.offline)
     settings = sampled.given()
-    output = None if output == "-" else output  # stdout is where answers go anyway
-    from_file, listed = listing.from_file, listing.from_file is not None
+    output = None if answers.output == "-" else answers.output  # stdout is where answers go anyway
+    from_file, listed = source.from_file, source.from_file is not None
     inputs.refuse_stdin_twice(from_file == "-", asking.questions == "-", *(a == "-" for a in arguments or []))
     asked = sort_out(arguments or [], asking, states, listed=listed, force=keep.force)
     pictures, question = asked.pictures, asked.questions[0]
@@ -103,7 +108,7 @@ def command(
     keep.check(json=out.json)
     if output is None and keep.skip_existing and not listed:
         raise UsageError("--skip-existing is for answers that go into files", hint="-o '{dir}/{stem}.txt', or --append")
-    opened_up = listed or any(inputs.means_several(p, recursive) for p in pictures)
+    opened_up = listed or any(inputs.means_several(p, source.recursive) for p in pictures)
     several = opened_up or len(pictures) > 1
     if pace.deterministic:
         models.be_deterministic(out)
@@ -113,20 +118,21 @@ def command(
         settings,
         seed,
         where,
-        names=several if with_filename is None else with_filename,
-        template=template and template_text(template),
+        names=several if answers.with_filename is None else answers.with_filename,
+        template=asking.template and template_text(asking.template),
         output=output,
         force=keep.force,
         skip_existing=keep.skip_existing,
-        steady=pace.deterministic or not (from_file == "-" or allow_urls),
+        steady=pace.deterministic or not (from_file == "-" or source.allow_urls),
         alone=not several,
     )
     # a result that is shown as it is written: one, as text, on stdout
-    streams = stream and not (several or out.json or output is not None or keep.append is not None)
+    streams = answers.stream and not (several or out.json or output is not None or keep.append is not None)
     if streams and not (pace.dry_run or asked.needs_memory or inputs.is_url(pictures[0].name)):
         run.stream(pictures[0])
         return ExitCode.DONE
-    found = inputs.expanded(pictures, from_file, nul=listing.nul, recursive=recursive, allow_urls=allow_urls)
+    reading = {"nul": source.nul, "recursive": source.recursive, "allow_urls": source.allow_urls}
+    found = inputs.expanded(pictures, from_file, **reading)
     with ExitStack() as stack:
         if keep.append is not None:
             run.journal = stack.enter_context(Journal(Path(keep.append), journal_key))

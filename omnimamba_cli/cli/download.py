@@ -91,18 +91,23 @@ def command(
     if dry_run:
         show(out, plan)
         return
+    fetch(out, plan, release.name, keep=keep)
+    if not directory:
+        out.note('ready: omnimamba caption photo.jpg "what is here?"')
+
+
+def fetch(out: Output, plan: "Plan", name: str, *, keep: bool) -> None:
+    """Carry out a plan and say what came of it; raises what downloading.run raises."""
+    from omnimamba_cli.engine import downloading
+
     for line in lines(plan):
         out.note(line)
     with out.progress("fetching (MB)", total=sum(item.size_bytes for item in plan.items) / MB) as bar:
         made = downloading.run(plan, Teller(out, bar), keep=keep)
     if out.json:
-        out.record(
-            {"model": release.name, "directory": str(made), "bytes": size_of(made), "fetched_bytes": plan.fetch_bytes}
-        )
+        out.record({"model": name, "directory": str(made), "bytes": size_of(made), "fetched_bytes": plan.fetch_bytes})
     else:
         out.line(str(made))
-    if not directory:
-        out.note('ready: omnimamba caption photo.jpg "what is here?"')
 
 
 def repository(out: Output, name: str) -> None:

@@ -1,6 +1,7 @@
 """`omnimamba generate`: words in, picture files out, each written as soon as it is drawn."""
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,24 @@ from omnimamba_cli.cli.options import (
 from omnimamba_cli.errors import UsageError
 
 
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """What is made of the pictures."""
+
+    format_choice: Annotated[
+        FormatChoice | None, typer.Option("--format", help="Where the file's name does not tell: png.")
+    ] = None
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Write prompt, seed, model and version into a PNG.")
+    ] = True
+    grid: Annotated[
+        bool, typer.Option("--grid", help="One file with all pictures side by side, each with its seed.")
+    ] = False
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the pictures on the terminal, too, while they are drawn.")
+    ] = False
+
+
 @takes_groups
 def command(
     ctx: typer.Context,
@@ -45,18 +64,7 @@ def command(
     seed: Seed = None,
     listing: ListOptions,
     keep: KeepOptions,
-    format_choice: Annotated[
-        FormatChoice | None, typer.Option("--format", help="Where the file's name does not tell: png.")
-    ] = None,
-    metadata: Annotated[
-        bool, typer.Option("--metadata/--no-metadata", help="Write prompt, seed, model and version into a PNG.")
-    ] = True,
-    grid: Annotated[
-        bool, typer.Option("--grid", help="One file with all pictures side by side, each with its seed.")
-    ] = False,
-    show: Annotated[
-        bool, typer.Option("--show", help="Show the pictures on the terminal, too, while they are drawn.")
-    ] = False,
+    made: PictureOptions,
     where: DecodingOptions,
     sampled: ImageSampling,
     pace: PaceOptions,
@@ -78,7 +86,7 @@ def command(
     """
     out = report.configure(ctx, offline=where.offline)
     settings = sampled.given()
-    check_files(output, keep, json=out.json, grid=grid)
+    check_files(output, keep, json=out.json, grid=made.grid)
     listed = prompt == "-" or listing.from_file is not None
     wishes = inputs.wishes(prompt, listing.from_file, listing.nul)
     if pace.deterministic:
@@ -88,12 +96,12 @@ def command(
         # a run that goes on has the seeds that it had
         before = journal.last if journal is not None and journal.last is not None else {}
         drawn_seed = before.get("run_seed", models.new_seed()) if seed is None else seed
-        run = Run(out, drawn_seed, keep.force, keep.skip_existing, metadata, pace.fail_fast, listed, journal)
-        if grid:
-            run.sheet, pictures = grids.plan(list(wishes), count, drawn_seed, output, format_choice)
+        run = Run(out, drawn_seed, keep.force, keep.skip_existing, made.metadata, pace.fail_fast, listed, journal)
+        if made.grid:
+            run.sheet, pictures = grids.plan(list(wishes), count, drawn_seed, output, made.format_choice)
             ready = run.ready([run.sheet])
         else:
-            ready = run.ready(targets.plan(wishes, count, drawn_seed, output, format_choice))
+            ready = run.ready(targets.plan(wishes, count, drawn_seed, output, made.format_choice))
         if pace.dry_run:
             return run.rehearse(ready)
         ready = run.before_any_work(ready)
@@ -102,8 +110,8 @@ def command(
             if seed is None:
                 out.note(f"seed {drawn_seed}")
             steady = pace.deterministic or "-" not in (prompt, listing.from_file)
-            run.screen = showing.screen(out) if show else None
-            run.keep_all(session, pictures if grid else chain([first], ready), settings, pace.batch_size, steady)
+            run.screen = showing.screen(out) if made.show else None
+            run.keep_all(session, pictures if made.grid else chain([first], ready), settings, pace.batch_size, steady)
         return run.sum_up()
 
 

@@ -29,7 +29,7 @@ LoadState = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionOptions:
-    """What is asked, besides the last argument."""
+    """What is asked, besides the last argument, and how it is put."""
 
     prompt: Annotated[
         list[str] | None,
@@ -43,6 +43,15 @@ class QuestionOptions:
     questions: Annotated[
         str | None,
         typer.Option("--questions", metavar="FILE", help="Read more questions from FILE, one a line; - is stdin."),
+    ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template",
+            metavar="NAME|TEXT",
+            help="How the question is put: released, training, or a text with {question}. Without it the model's own.",
+            show_default=False,
+        ),
     ] = None
 
 

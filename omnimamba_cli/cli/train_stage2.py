@@ -1,5 +1,6 @@
 """`omnimamba train-stage2`: both tasks together."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,54 @@ from omnimamba_cli.cli import train_common
 from omnimamba_cli.cli.option_groups import takes_groups
 from omnimamba_cli.cli.options import ReportOptions
 from omnimamba_cli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """What the run starts from."""
+
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="MODEL|PRESET",
+            help="One model to start from; a preset's name: fresh weights.",
+            show_default=False,
+        ),
+    ] = None
+    init_mmu: Annotated[
+        Path | None, typer.Option("--init-mmu", metavar="DIR", help="Result of stage 1 mmu, to be merged.")
+    ] = None
+    init_t2i: Annotated[
+        Path | None, typer.Option("--init-t2i", metavar="DIR", help="Result of stage 1 t2i, to be merged.")
+    ] = None
+
+    def check(self) -> None:
+        """Raises UsageError for one model and halves of another."""
+        if self.init is not None and (self.init_mmu is not None or self.init_t2i is not None):
+            raise UsageError(
+                "--init and --init-mmu/--init-t2i contradict each other", hint="give one model, or two halves"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What each task has for itself."""
+
+    batch_mmu: Annotated[int | None, typer.Option("--batch-mmu", min=1, help=f"Rows a step; {train_common.Paper}")] = (
+        None
+    )
+    batch_t2i: Annotated[int | None, typer.Option("--batch-t2i", min=1, help=f"Rows a step; {train_common.Paper}")] = (
+        None
+    )
+    weight_mmu: Annotated[float, typer.Option("--weight-mmu", min=0, help="Of this task's loss.")] = 1.0
+    weight_t2i: Annotated[float, typer.Option("--weight-t2i", min=0, help="Of this task's loss.")] = 1.0
+    eval_mmu: Annotated[
+        list[Path] | None, typer.Option("--eval-mmu", metavar="FILE", help="Held-out data for --eval-every.")
+    ] = None
+    eval_t2i: Annotated[
+        list[Path] | None, typer.Option("--eval-t2i", metavar="FILE", help="Held-out codes for --eval-every.")
+    ] = None
 
 
 @takes_groups
@@ -26,35 +75,8 @@ def command(
     loop: train_common.LoopOptions,
     call: train_common.CallOptions,
     report: ReportOptions,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            "--init",
-            metavar="MODEL|PRESET",
-            help="One model to start from; a preset's name: fresh weights.",
-            show_default=False,
-        ),
-    ] = None,
-    init_mmu: Annotated[
-        Path | None, typer.Option("--init-mmu", metavar="DIR", help="Result of stage 1 mmu, to be merged.")
-    ] = None,
-    init_t2i: Annotated[
-        Path | None, typer.Option("--init-t2i", metavar="DIR", help="Result of stage 1 t2i, to be merged.")
-    ] = None,
-    batch_mmu: Annotated[
-        int | None, typer.Option("--batch-mmu", min=1, help=f"Rows a step; {train_common.Paper}")
-    ] = None,
-    batch_t2i: Annotated[
-        int | None, typer.Option("--batch-t2i", min=1, help=f"Rows a step; {train_common.Paper}")
-    ] = None,
-    weight_mmu: Annotated[float, typer.Option("--weight-mmu", min=0, help="Of this task's loss.")] = 1.0,
-    weight_t2i: Annotated[float, typer.Option("--weight-t2i", min=0, help="Of this task's loss.")] = 1.0,
-    eval_mmu: Annotated[
-        list[Path] | None, typer.Option("--eval-mmu", metavar="FILE", help="Held-out data for --eval-every.")
-    ] = None,
-    eval_t2i: Annotated[
-        list[Path] | None, typer.Option("--eval-t2i", metavar="FILE", help="Held-out codes for --eval-every.")
-    ] = None,
+    start: StartOptions,
+    each: TaskOptions,
 ) -> None:
     """Train both tasks together, everything but the image encoders and the image tokenizer.
 
@@ -74,8 +96,7 @@ def command(
     from omnimamba_cli.engine.training import train
     from omnimamba_cli.train.stages import recipe
 
-    if init is not None and (init_mmu is not None or init_t2i is not None):
-        raise UsageError("--init and --init-mmu/--init-t2i contradict each other", hint="give one model, or two halves")
+    start.check()
     settings = train_common.stage_settings(
         ctx,
         recipe(2, None),
@@ -84,13 +105,13 @@ def command(
         call,
         stage=2,
         output=output,
-        init=init,
-        init_mmu=init_mmu,
-        init_t2i=init_t2i,
+        init=start.init,
+        init_mmu=start.init_mmu,
+        init_t2i=start.init_t2i,
         data={"mmu": data_mmu, "t2i": data_t2i},
-        eval_data={"mmu": eval_mmu, "t2i": eval_t2i},
-        batch={"mmu": batch_mmu, "t2i": batch_t2i},
-        weight_mmu=weight_mmu,
-        weight_t2i=weight_t2i,
+        eval_data={"mmu": each.eval_mmu, "t2i": each.eval_t2i},
+        batch={"mmu": each.batch_mmu, "t2i": each.batch_t2i},
+        weight_mmu=each.weight_mmu,
+        weight_t2i=each.weight_t2i,
     )
     train_common.show(train(settings), out, "stage 2", settings.loop.steps)

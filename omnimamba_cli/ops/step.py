@@ -87,8 +87,8 @@ class StepKernels:
         chained: bool = True,
     ) -> None:
         """See reference.mixer_step."""
-        how: dict[str, Any] = {"groups": groups, "pending": pending, "norm": norm, "squares": squares}
-        how["convolved"] = convolved
+        how: dict[str, Any] = {"groups": groups, "pending": pending}
+        how |= {"norm": norm, "squares": squares, "convolved": convolved}
         given = (proj, ring, ssm, last, position, conv, bias, dt_bias, A_log, D, out)
         if self.products is None:
             reference.mixer_step(*given, **how)
